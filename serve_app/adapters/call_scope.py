@@ -1,0 +1,59 @@
+"""What the LM engine must know of the call it works for: its deadline, its token limit, and where to count.
+
+DSPy hands an engine nothing but the request, so the rest travels in a context variable. Tasks and
+``contextvars.copy_context().run`` inherit it, so it holds across ``asyncio.gather`` and executors too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from serve_app.messages import Usage
+
+
+@dataclass(slots=True)
+class CallScope:
+    """One call's run on one model.
+
+    Attributes:
+        deadline: reading of ``time.monotonic()`` at which the call is worth nothing any more.
+        max_tokens: most output tokens of each LM call; ``None`` sets no bound of its own.
+        usage: tokens spent so far, by failed LM calls as well.
+        lm_calls: LM calls sent to the provider so far.
+    """
+
+    deadline: float
+    max_tokens: int | None = None
+    usage: Usage = Usage()
+    lm_calls: int = 0
+
+    def remaining_s(self) -> float:
+        """Seconds left; 0 when the deadline has passed."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def spend(self, input_tokens: int, output_tokens: int) -> None:
+        """Count the tokens of one LM call."""
+        self.usage += Usage(input_tokens, output_tokens)
+
+
+_current: ContextVar[CallScope | None] = ContextVar("switchyard_call_scope", default=None)
+
+
+@contextmanager
+def call_scope(remaining_s: float, max_tokens: int | None = None) -> Iterator[CallScope]:
+    """Run the body as one call with ``remaining_s`` seconds left."""
+    scope = CallScope(time.monotonic() + remaining_s, max_tokens)
+    token = _current.set(scope)
+    try:
+        yield scope
+    finally:
+        _current.reset(token)
+
+
+def current_scope() -> CallScope | None:
+    """The call this code runs for; ``None`` outside of any."""
+    return _current.get()

@@ -1,0 +1,312 @@
+"""Everything a person writes in ``serve_config.yaml``, with its range, its unit and its meaning.
+
+``AppConfig`` is an application's ``args``: topology; changing it restarts replicas. ``Policy`` is the
+``user_config`` of ``ControlPlane``: changing it and running ``serve deploy`` restarts nothing.
+
+Durations end in ``_s`` (seconds), money in ``_usd``, ratios and qualities are 0..1. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from serve_app.messages import Level
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+# ── args: topology ───────────────────────────────────────────────────────────────────────────────────
+
+
+class LowConfidence(Section):
+    """A shorter life for answers the program itself doubts."""
+
+    below: Ratio
+    """Answers whose confidence (0..1) is below this get ``ttl_s``."""
+    ttl_s: NonNegativeFloat
+    """Seconds such an answer stays fresh; 0 never stores it."""
+
+
+class ProgramCache(Section):
+    """How long one program's answers are worth keeping."""
+
+    ttl_s: NonNegativeFloat = 1800
+    """Seconds an answer stays fresh; 0 turns caching off for the program."""
+    low_confidence: LowConfidence | None = None
+    """Needs ``confidence_field``."""
+    stale_while_revalidate_s: NonNegativeFloat = 0
+    """Seconds after ``ttl_s`` during which the old answer is served while a new one is made (RFC 5861)."""
+    stale_if_error_s: NonNegativeFloat = 0
+    """Seconds after ``ttl_s`` during which the old answer is served when no model can answer (RFC 5861)."""
+
+
+class LevelConfig(Section):
+    """What a program is at one level of service."""
+
+    models: tuple[str, ...] = Field(min_length=1)
+    """Names of the models that may answer, in the order of preference that strategy ``ordered`` uses."""
+    max_tokens: PositiveInt | None = None
+    """Most output tokens of each LM call; null leaves it to the model."""
+    max_input_chars: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Most characters by input field; longer text is cut at a word."""
+    drop_inputs: tuple[str, ...] = ()
+    """Input fields left out (sent empty)."""
+    program: str | None = None
+    """A simpler program to run instead: ``module:Class`` or a signature."""
+
+
+class Levels(Section):
+    """The three levels; one left out is the next better one."""
+
+    full: LevelConfig
+    """All is well."""
+    degraded: LevelConfig | None = None
+    """Under pressure."""
+    minimal: LevelConfig | None = None
+    """The least that is still an answer."""
+
+    def at(self, level: Level) -> LevelConfig:
+        """The level's configuration, or the nearest better one's."""
+        minimal = self.minimal or self.degraded or self.full
+        return {Level.FULL: self.full, Level.DEGRADED: self.degraded or self.full, Level.MINIMAL: minimal}[level]
+
+
+class ProgramConfig(Section):
+    """One DSPy program to serve."""
+
+    name: Name
+    """Name in URLs, metrics and ``client.predict``."""
+    program: str = Field(min_length=1)
+    """``module:Class`` of a ``dspy.Module``, or a signature such as ``ticket -> category``."""
+    state: str | None = None
+    """Path of a JSON state saved with ``program.save("x.json")``; pickles are refused."""
+    adapter: Literal["chat", "json", "xml"] = "chat"
+    """DSPy adapter; fixed here because DSPy's default changes between versions."""
+    description: str = ""
+    """One sentence for ``/docs``; null takes the program's docstring."""
+    confidence_field: str | None = None
+    """An output field or attribute in 0..1 that says how sure the program is."""
+    cache: ProgramCache = ProgramCache()
+    """How long answers are kept."""
+    levels: Levels
+    """What the program may become."""
+
+
+class Price(Section):
+    """What a model's tokens cost."""
+
+    input_usd_per_1m_tokens: NonNegativeFloat = 0.0
+    """USD for a million input tokens."""
+    output_usd_per_1m_tokens: NonNegativeFloat = 0.0
+    """USD for a million output tokens."""
+
+    def cost_usd(self, input_tokens: float, output_tokens: float) -> float:
+        """USD for that many tokens."""
+        return (input_tokens * self.input_usd_per_1m_tokens + output_tokens * self.output_usd_per_1m_tokens) / 1e6
+
+
+class Replicas(Section):
+    """How many replicas a part runs, and what makes it grow."""
+
+    min: PositiveInt = 1
+    """Fewest replicas."""
+    max: PositiveInt = 1
+    """Most replicas; not below ``min``."""
+    target_queue_depth: PositiveFloat = 8
+    """Calls waiting for a slot, per replica, that autoscaling aims at."""
+
+
+class ModelConfig(Section):
+    """One language model, and the replicas that talk to it."""
+
+    name: Name
+    """Name in routes, metrics and ``options.model``."""
+    lm: str = Field(pattern=r"^[^/\s]+/\S+$")
+    """DSPy model string, ``provider/model``, for example ``openai/gpt-4o``."""
+    api_base: str | None = Field(default=None, pattern=r"^https?://")
+    """Base URL of the provider; null is the provider's own."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key; never a key."""
+    model_type: Literal["chat", "responses"] = "chat"
+    """Which of OpenAI's dialects the provider speaks; other providers have one."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Sampling temperature; null is the provider's default."""
+    max_tokens: PositiveInt | None = None
+    """Most output tokens of an LM call at any level."""
+    quality: Ratio = 0.5
+    """Prior quality, 0..1, until measured."""
+    latency_s: PositiveFloat = 1.0
+    """Prior latency of a call in seconds, until measured."""
+    price: Price = Price()
+    """Token prices, for routing by cost and for accounting."""
+    context_window: PositiveInt = 128_000
+    """Tokens the model takes, prompt and answer together."""
+    max_ongoing_requests: PositiveInt = 64
+    """Calls one replica runs at once."""
+    replicas: Replicas = Replicas()
+    """How many replicas, and when to add one."""
+
+
+class CacheConfig(Section):
+    """Where answers are kept."""
+
+    redis_url: str | None = Field(default="embedded", pattern=r"^(embedded|(redis|rediss|unix)://.+)$")
+    """``embedded`` (a server of our own), ``redis://…``, ``rediss://…``, ``unix://…``, or null for memory only."""
+    near_entries: int = Field(default=10_000, ge=0)
+    """Most answers each ingress keeps in its own memory; 0 keeps none."""
+    near_max_bytes: int = Field(default=64 * 2**20, ge=0)
+    """Most bytes each ingress keeps in its own memory."""
+
+
+class BatchingConfig(Section):
+    """How waiting calls become a batch."""
+
+    max_batch_size: PositiveInt = 32
+    """Most calls in a batch."""
+    batch_wait_timeout_s: NonNegativeFloat = 0.0
+    """Seconds a batch waits for more calls; 0 takes what is there."""
+
+
+class LimitsConfig(Section):
+    """Bounds on everything a caller can make large."""
+
+    max_queued_requests: PositiveInt = 2000
+    """Most calls one ingress replica holds; further ones get 429."""
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    """Most bytes of a request body."""
+    default_deadline_s: PositiveFloat = 60.0
+    """Seconds a call may take unless it says otherwise."""
+    max_deadline_s: PositiveFloat = 600.0
+    """Most seconds a call may ask for."""
+
+
+class AppConfig(Section):
+    """An application's ``args``: which programs, which models, how they are wired."""
+
+    programs: tuple[ProgramConfig, ...] = Field(min_length=1)
+    """The programs to serve."""
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    """The models that answer them."""
+    default_model: str
+    """The model asked when selection leaves nothing."""
+    cache: CacheConfig = CacheConfig()
+    """Where answers are kept."""
+    batching: BatchingConfig = BatchingConfig()
+    """How calls are batched."""
+    limits: LimitsConfig = LimitsConfig()
+    """Bounds."""
+    ingress: Replicas = Replicas()
+    """Replicas of the ingress."""
+    router: Replicas = Replicas()
+    """Replicas of the router; graph ``standard`` only."""
+
+
+# ── user_config of ControlPlane: policy ──────────────────────────────────────────────────────────────
+
+
+class ComplexityThresholds(Section):
+    """Quality a model must reach for a call of that complexity."""
+
+    high: Ratio = 0.9
+    """For hard calls."""
+    medium: Ratio = 0.8
+    """For ordinary calls."""
+    low: Ratio = 0.0
+    """For easy calls."""
+
+
+class RoutingPolicy(Section):
+    """How the router orders models."""
+
+    strategy: Literal["cost", "quality", "latency", "ordered"] = "cost"
+    """``cost`` cheapest first, ``quality`` best first, ``latency`` fastest first, ``ordered`` as listed."""
+    complexity: ComplexityThresholds = ComplexityThresholds()
+    """Quality thresholds by complexity."""
+    max_attempts: PositiveInt = 3
+    """Most models asked for one call."""
+
+
+class BreakerPolicy(Section):
+    """When a model is left alone, and how it comes back."""
+
+    failure_rate_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of failed calls in the window that opens the breaker."""
+    slow_call_s: PositiveFloat = 30.0
+    """Seconds from which an answered call counts as slow."""
+    slow_call_rate_threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of slow calls in the window that opens the breaker."""
+    minimum_calls: PositiveInt = 5
+    """Calls in the window below which no rate is judged."""
+    window_s: PositiveFloat = 30.0
+    """Seconds of the sliding window."""
+    open_s: PositiveFloat = 30.0
+    """Seconds an open breaker waits before it admits a probe; doubles with each trip in a row."""
+    max_open_s: PositiveFloat = 300.0
+    """Cap on the growth of ``open_s``."""
+    half_open_probes: PositiveInt = 1
+    """Probes in flight at once, and successes needed to close."""
+    probe_lease_s: PositiveFloat = 60.0
+    """Seconds after which a probe that said nothing is given up."""
+
+
+class RetryPolicy(Section):
+    """The retry budget: how much load second attempts may add."""
+
+    budget_ratio: Ratio = 0.2
+    """Retries allowed as a share of recent calls."""
+    budget_floor_per_s: NonNegativeFloat = 1.0
+    """Retries a second allowed however few calls there are."""
+
+
+class Thresholds(Section):
+    """Readings that enter a level; null never does."""
+
+    cpu: Ratio | None = None
+    """CPU use of the busiest node, 0..1."""
+    memory: Ratio | None = None
+    """Memory use of the fullest node, 0..1."""
+    error_rate: Ratio | None = None
+    """Share of calls that failed."""
+    p95_latency_s: PositiveFloat | None = None
+    """95th percentile of answer time, seconds."""
+    queue_wait_s: PositiveFloat | None = None
+    """95th percentile of the wait for a model slot, seconds."""
+
+
+class DegradationPolicy(Section):
+    """When the service becomes less, on purpose."""
+
+    degraded: Thresholds = Thresholds(cpu=0.80, p95_latency_s=5, queue_wait_s=2)
+    """Any one of these enters ``degraded``."""
+    minimal: Thresholds = Thresholds(memory=0.90, error_rate=0.10)
+    """Any one of these enters ``minimal``."""
+    exit_ratio: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """A level is left when every reading is below its threshold times this."""
+    dwell_s: NonNegativeFloat = 15.0
+    """Seconds a level is kept at least."""
+    window_s: PositiveFloat = 10.0
+    """Seconds over which readings are taken."""
+    pin: Level | None = None
+    """Holds a level whatever the readings say."""
+
+
+class Policy(Section):
+    """``user_config`` of ``ControlPlane``: changed while running, without a restart."""
+
+    routing: RoutingPolicy = RoutingPolicy()
+    """Model selection."""
+    breaker: BreakerPolicy = BreakerPolicy()
+    """Circuit breakers."""
+    retry: RetryPolicy = RetryPolicy()
+    """Retry budget."""
+    degradation: DegradationPolicy = DegradationPolicy()
+    """Levels of service."""

@@ -1,0 +1,218 @@
+"""Every error a caller can meet, and the one place that says what each is worth.
+
+    SwitchyardError
+    ├── RejectedError               nothing ran; asking again costs nothing
+    │   ├── InvalidInputs           422 invalid_inputs
+    │   │   ├── UnknownProgram      404 unknown_program
+    │   │   ├── TooLarge            413 too_large
+    │   │   └── UnsupportedMediaType 415 unsupported_media_type
+    │   ├── Overloaded              429 shed
+    │   │   └── RateLimited         429 rate_limited
+    │   └── NoRoute                 503 no_route
+    │       └── CircuitOpen         503 no_route
+    ├── ExecutionError              a model or the program was asked
+    │   ├── UpstreamError           503 no_route
+    │   │   └── UpstreamRefused     422 refused
+    │   ├── BadOutput               502 bad_output
+    │   └── ProgramError            500 program_error
+    ├── DeadlineExceeded            504 deadline_exceeded
+    ├── ClientClosed                499 client_closed
+    └── ConfigError                 never crosses HTTP
+
+Every field goes positionally to ``super().__init__``: that is what makes an exception survive pickling,
+and an error raised in a replica is read by a caller in another process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from serve_app.messages import Attempt, Outcome
+
+
+class SwitchyardError(Exception):
+    """Base of everything Switchyard raises on purpose.
+
+    Args:
+        detail: what is wrong, in a sentence a caller may read; never a prompt, an answer or a key.
+        retry_after_s: seconds after which asking again may help; ``None`` when unknown.
+        attempts: the model attempts made before the error, oldest first.
+        request_id: the call it belongs to.
+    """
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        detail: str = "",
+        retry_after_s: float | None = None,
+        attempts: tuple[Attempt, ...] = (),
+        request_id: str = "",
+    ) -> None:
+        super().__init__(detail, retry_after_s, attempts, request_id)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.attempts = attempts
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return self.detail or self.title
+
+
+class RejectedError(SwitchyardError):
+    """The call never ran."""
+
+
+class InvalidInputs(RejectedError):
+    """The request does not fit the program's types; the detail names the field."""
+
+    code = "invalid_inputs"
+    status = 422
+    title = "Invalid inputs"
+
+
+class UnknownProgram(InvalidInputs):
+    """No program of that name is served."""
+
+    code = "unknown_program"
+    status = 404
+    title = "Unknown program"
+
+
+class TooLarge(InvalidInputs):
+    """The body exceeds ``limits.max_body_bytes``."""
+
+    code = "too_large"
+    status = 413
+    title = "Request body too large"
+
+
+class UnsupportedMediaType(InvalidInputs):
+    """The body is not ``application/json``."""
+
+    code = "unsupported_media_type"
+    status = 415
+    title = "Unsupported media type"
+
+
+class Overloaded(RejectedError):
+    """Refused before any work, because more work is waiting than can be done in time."""
+
+    code = "shed"
+    status = 429
+    title = "Too much traffic"
+    retryable = True
+
+
+class RateLimited(Overloaded):
+    """Refused because every model left in the route is cooling down after a 429."""
+
+    code = "rate_limited"
+    title = "Rate limited"
+
+
+class NoRoute(RejectedError):
+    """No model may be asked now."""
+
+    code = "no_route"
+    status = 503
+    title = "No model available"
+    retryable = True
+
+
+class CircuitOpen(NoRoute):
+    """Every model of the route has an open breaker."""
+
+
+class ExecutionError(SwitchyardError):
+    """A model or the program was asked, and it did not work out."""
+
+
+class UpstreamError(ExecutionError):
+    """A model failed to answer.
+
+    Args:
+        outcome: what kind of failure it was; decides fallback and breaker (``serve_app.core.outcomes``).
+    """
+
+    code = "no_route"
+    status = 503
+    title = "No model could answer"
+    retryable = True
+
+    def __init__(
+        self,
+        detail: str = "",
+        retry_after_s: float | None = None,
+        attempts: tuple[Attempt, ...] = (),
+        request_id: str = "",
+        outcome: Outcome | None = None,
+    ) -> None:
+        super().__init__(detail, retry_after_s, attempts, request_id)
+        self.args = (detail, retry_after_s, attempts, request_id, outcome)
+        self.outcome = outcome
+
+
+class UpstreamRefused(UpstreamError):
+    """The provider refuses this very request (content policy, malformed for the model); its reason is the detail."""
+
+    code = "refused"
+    status = 422
+    title = "The provider refused the request"
+    retryable = False
+
+
+class BadOutput(ExecutionError):
+    """Every route answered with something the program cannot parse."""
+
+    code = "bad_output"
+    status = 502
+    title = "Unusable answer"
+    retryable = True
+
+
+class ProgramError(ExecutionError):
+    """The person's own program raised; its message is logged, not returned."""
+
+    code = "program_error"
+    status = 500
+    title = "The program failed"
+
+
+class DeadlineExceeded(SwitchyardError):
+    """The call's deadline passed."""
+
+    code = "deadline_exceeded"
+    status = 504
+    title = "Deadline exceeded"
+    retryable = True
+
+
+class ClientClosed(SwitchyardError):
+    """The caller went away; upstream work was cancelled."""
+
+    code = "client_closed"
+    status = 499
+    title = "Client closed request"
+
+
+class ConfigError(SwitchyardError):
+    """A configuration that cannot be served.
+
+    Args:
+        problems: one line each: where, which key, what is wrong, and the nearest valid name.
+    """
+
+    code = "config_error"
+    title = "Invalid configuration"
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.args = (tuple(problems),)
+        self.problems = tuple(problems)

@@ -1,0 +1,246 @@
+"""The frozen values that cross a process.
+
+Everything here pickles small and means the same on every node: times are *remaining seconds* or durations,
+never readings of a clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from serve_app.config import Policy
+    from serve_app.errors import SwitchyardError
+
+
+class Level(StrEnum):
+    """What a program may become under pressure, best first."""
+
+    FULL = "full"
+    DEGRADED = "degraded"
+    MINIMAL = "minimal"
+
+    @property
+    def rank(self) -> int:
+        """0 full, 1 degraded, 2 minimal: the value of ``dspy_degradation_level``."""
+        return list(Level).index(self)
+
+
+class Complexity(StrEnum):
+    """How hard a caller says the call is; ``auto`` lets the router estimate it from the inputs."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    AUTO = "auto"
+
+
+class Priority(StrEnum):
+    """Who goes first when there is too much work; ``sheddable`` is refused first, ``critical`` last."""
+
+    CRITICAL = "critical"
+    DEFAULT = "default"
+    SHEDDABLE = "sheddable"
+
+
+class CacheStatus(StrEnum):
+    """How the cache took part in an answer (``meta.cache``)."""
+
+    HIT = "hit"
+    STALE = "stale"
+    MISS = "miss"
+    COALESCED = "coalesced"
+    BYPASS = "bypass"
+
+
+class BreakerState(StrEnum):
+    """State of one model's circuit breaker."""
+
+    CLOSED = "closed"
+    HALF_OPEN = "half_open"
+    OPEN = "open"
+
+
+class Outcome(StrEnum):
+    """How one attempt at one model ended. ``serve_app.core.outcomes`` says what each means."""
+
+    OK = "ok"
+    SLOW = "slow"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    SERVER_ERROR = "server_error"
+    MALFORMED = "malformed"
+    RATE_LIMITED = "rate_limited"
+    DENIED = "denied"
+    CONTEXT_WINDOW = "context_window"
+    CONTENT_POLICY = "content_policy"
+    BAD_REQUEST = "bad_request"
+    BAD_OUTPUT = "bad_output"
+    PROGRAM_ERROR = "program_error"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may ask for beside the inputs."""
+
+    complexity: Complexity = Complexity.AUTO
+    budget_usd: float | None = None
+    deadline_s: float | None = None
+    priority: Priority = Priority.DEFAULT
+    model: str | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """A request's ``Cache-Control`` directives (RFC 9111 §5.2.1); the defaults ask for nothing."""
+
+    no_cache: bool = False
+    no_store: bool = False
+    only_if_cached: bool = False
+    max_age_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One validated call of one program, on its way down the graph.
+
+    Attributes:
+        id: unique among all calls in flight; results are matched by it.
+        request_id: what the caller sees and greps for; may repeat.
+        program: name of a configured program.
+        inputs: validated, in JSON form.
+        remaining_s: seconds left until the deadline, counted when the value was made.
+        level: what the program is at the moment.
+        model: the one model to ask; set by the router on its way to a replica.
+        key: cache key; ``""`` keeps the call out of every cache.
+        tenant: who asks; answers are never shared between tenants.
+    """
+
+    id: str
+    request_id: str
+    program: str
+    inputs: dict[str, Any]
+    remaining_s: float
+    options: Options = Options()
+    level: Level = Level.FULL
+    model: str = ""
+    key: str = ""
+    tenant: str = ""
+    freshness: Freshness = Freshness()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The models to ask, in order; never empty unless ``refused`` says why."""
+
+    models: tuple[str, ...]
+    estimated_cost_usd: float = 0.0
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens spent."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One model asked once for one call."""
+
+    model: str
+    outcome: Outcome
+    latency_s: float
+    usage: Usage = Usage()
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one call: ``outputs``, or an ``error``."""
+
+    id: str
+    outputs: dict[str, Any] | None = None
+    error: SwitchyardError | None = None
+    model: str = ""
+    level: Level = Level.FULL
+    attempts: tuple[Attempt, ...] = ()
+    usage: Usage = Usage()
+    cost_usd: float = 0.0
+    cache: CacheStatus = CacheStatus.MISS
+    tier: str = ""
+    age_s: float = 0.0
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeCount:
+    """How often one model's attempts ended one way since the last report, and how long they took together."""
+
+    model: str
+    outcome: Outcome
+    count: int
+    total_latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a replica tells the control plane, a few times a second.
+
+    Attributes:
+        source: unique name of the replica.
+        deployment: which part of the graph it is.
+        outcomes: attempts finished since the last report that arrived.
+        gauges: figures of this moment by name (queue depths, entries, bytes).
+        metrics: the replica's Prometheus samples, as ``serve_app.adapters.telemetry`` writes them.
+    """
+
+    source: str
+    deployment: str
+    outcomes: tuple[OutcomeCount, ...] = ()
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    metrics: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHealth:
+    """What the whole cluster knows of one model.
+
+    Attributes:
+        state: breaker state.
+        generation: grows with every change of state.
+        retry_after_s: seconds until an open breaker admits a probe, or a cooling model may be asked again.
+        reason: why it is not closed; empty when closed.
+        requests: attempts in the current window.
+        failures: failed attempts in the current window.
+    """
+
+    state: BreakerState = BreakerState.CLOSED
+    generation: int = 0
+    retry_after_s: float = 0.0
+    reason: str = ""
+    requests: int = 0
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the control plane tells every replica; ``version`` grows whenever the rest changes."""
+
+    version: int
+    policy: Policy
+    level: Level = Level.FULL
+    reason: str = ""
+    models: Mapping[str, ModelHealth] = field(default_factory=dict)
