@@ -8,20 +8,35 @@ Durations end in ``_s`` (seconds), money in ``_usd``, ratios and qualities are 0
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from serve_app.messages import Level
 
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+LM_PATTERN: Final = r"^[^/\s]+/\S+$"
+URL_PATTERN: Final = r"^https?://\S+$"
+ENV_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+REDIS_PATTERN: Final = r"^(embedded|(redis|rediss|unix)://\S+)$"
+
+PATTERN_WORDS: Final = {
+    NAME_PATTERN: "letters, digits, '.', '_' and '-', beginning with a letter or a digit",
+    LM_PATTERN: "a DSPy model string such as openai/gpt-4o",
+    URL_PATTERN: "a URL that begins with http:// or https://",
+    ENV_PATTERN: "the name of an environment variable, not a key itself",
+    REDIS_PATTERN: "embedded, redis://…, rediss://…, unix://… or null",
+}
+"""What each pattern asks for, in words; a value that does not match is never repeated, for it may be a secret."""
+
 Ratio = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 
 
 class Section(BaseModel):
     """Base of every section: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 # ── args: topology ───────────────────────────────────────────────────────────────────────────────────
@@ -92,13 +107,19 @@ class ProgramConfig(Section):
     adapter: Literal["chat", "json", "xml"] = "chat"
     """DSPy adapter; fixed here because DSPy's default changes between versions."""
     description: str = ""
-    """One sentence for ``/docs``; null takes the program's docstring."""
+    """One sentence for ``/docs``; empty takes the program's docstring."""
     confidence_field: str | None = None
     """An output field or attribute in 0..1 that says how sure the program is."""
     cache: ProgramCache = ProgramCache()
     """How long answers are kept."""
     levels: Levels
     """What the program may become."""
+
+    @model_validator(mode="after")
+    def _doubt_needs_confidence(self) -> Self:
+        if self.cache.low_confidence is not None and self.confidence_field is None:
+            raise ValueError("cache.low_confidence needs confidence_field, which is not set")
+        return self
 
 
 class Price(Section):
@@ -124,17 +145,23 @@ class Replicas(Section):
     target_queue_depth: PositiveFloat = 8
     """Calls waiting for a slot, per replica, that autoscaling aims at."""
 
+    @model_validator(mode="after")
+    def _max_reaches_min(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
 
 class ModelConfig(Section):
     """One language model, and the replicas that talk to it."""
 
     name: Name
     """Name in routes, metrics and ``options.model``."""
-    lm: str = Field(pattern=r"^[^/\s]+/\S+$")
+    lm: str = Field(pattern=LM_PATTERN)
     """DSPy model string, ``provider/model``, for example ``openai/gpt-4o``."""
-    api_base: str | None = Field(default=None, pattern=r"^https?://")
+    api_base: str | None = Field(default=None, pattern=URL_PATTERN)
     """Base URL of the provider; null is the provider's own."""
-    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_env: str | None = Field(default=None, pattern=ENV_PATTERN)
     """Name of the environment variable that holds the key; never a key."""
     model_type: Literal["chat", "responses"] = "chat"
     """Which of OpenAI's dialects the provider speaks; other providers have one."""
@@ -159,7 +186,7 @@ class ModelConfig(Section):
 class CacheConfig(Section):
     """Where answers are kept."""
 
-    redis_url: str | None = Field(default="embedded", pattern=r"^(embedded|(redis|rediss|unix)://.+)$")
+    redis_url: str | None = Field(default="embedded", pattern=REDIS_PATTERN)
     """``embedded`` (a server of our own), ``redis://…``, ``rediss://…``, ``unix://…``, or null for memory only."""
     near_entries: int = Field(default=10_000, ge=0)
     """Most answers each ingress keeps in its own memory; 0 keeps none."""
@@ -187,6 +214,14 @@ class LimitsConfig(Section):
     """Seconds a call may take unless it says otherwise."""
     max_deadline_s: PositiveFloat = 600.0
     """Most seconds a call may ask for."""
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> Self:
+        if self.default_deadline_s > self.max_deadline_s:
+            raise ValueError(
+                f"default_deadline_s ({self.default_deadline_s:g}) is above max_deadline_s ({self.max_deadline_s:g})"
+            )
+        return self
 
 
 class AppConfig(Section):
@@ -223,6 +258,12 @@ class ComplexityThresholds(Section):
     low: Ratio = 0.0
     """For easy calls."""
 
+    @model_validator(mode="after")
+    def _harder_asks_for_more(self) -> Self:
+        if not self.high >= self.medium >= self.low:
+            raise ValueError(f"high ({self.high:g}), medium ({self.medium:g}), low ({self.low:g}): must not rise")
+        return self
+
 
 class RoutingPolicy(Section):
     """How the router orders models."""
@@ -256,6 +297,12 @@ class BreakerPolicy(Section):
     """Probes in flight at once, and successes needed to close."""
     probe_lease_s: PositiveFloat = 60.0
     """Seconds after which a probe that said nothing is given up."""
+
+    @model_validator(mode="after")
+    def _cap_reaches_open(self) -> Self:
+        if self.max_open_s < self.open_s:
+            raise ValueError(f"max_open_s ({self.max_open_s:g}) is below open_s ({self.open_s:g})")
+        return self
 
 
 class RetryPolicy(Section):
@@ -297,6 +344,14 @@ class DegradationPolicy(Section):
     """Seconds over which readings are taken."""
     pin: Level | None = None
     """Holds a level whatever the readings say."""
+
+    @model_validator(mode="after")
+    def _minimal_is_worse(self) -> Self:
+        for reading in Thresholds.model_fields:
+            degraded, minimal = getattr(self.degraded, reading), getattr(self.minimal, reading)
+            if degraded is not None and minimal is not None and minimal < degraded:
+                raise ValueError(f"minimal.{reading} ({minimal:g}) is below degraded.{reading} ({degraded:g})")
+        return self
 
 
 class Policy(Section):

@@ -25,12 +25,14 @@ and an error raised in a replica is read by a caller in another process.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from serve_app.messages import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from serve_app.messages import Attempt, Outcome
+    from serve_app.messages import Attempt
 
 
 class SwitchyardError(Exception):
@@ -47,6 +49,8 @@ class SwitchyardError(Exception):
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
+    outcome: Outcome = Outcome.PROGRAM_ERROR
+    """What an attempt that ended with this error came to."""
 
     def __init__(
         self,
@@ -64,9 +68,16 @@ class SwitchyardError(Exception):
     def __str__(self) -> str:
         return self.detail or self.title
 
+    def about(self, request_id: str, attempts: tuple[Attempt, ...]) -> Self:
+        """The same error, saying which call it belongs to and what was tried."""
+        detail, retry_after_s, _, _, *rest = self.args
+        return type(self)(detail, retry_after_s, attempts, request_id, *rest)
+
 
 class RejectedError(SwitchyardError):
     """The call never ran."""
+
+    outcome = Outcome.REJECTED
 
 
 class InvalidInputs(RejectedError):
@@ -152,7 +163,7 @@ class UpstreamError(ExecutionError):
         retry_after_s: float | None = None,
         attempts: tuple[Attempt, ...] = (),
         request_id: str = "",
-        outcome: Outcome | None = None,
+        outcome: Outcome = Outcome.SERVER_ERROR,
     ) -> None:
         super().__init__(detail, retry_after_s, attempts, request_id)
         self.args = (detail, retry_after_s, attempts, request_id, outcome)
@@ -171,6 +182,7 @@ class UpstreamRefused(UpstreamError):
 class BadOutput(ExecutionError):
     """Every route answered with something the program cannot parse."""
 
+    outcome = Outcome.BAD_OUTPUT
     code = "bad_output"
     status = 502
     title = "Unusable answer"
@@ -188,6 +200,7 @@ class ProgramError(ExecutionError):
 class DeadlineExceeded(SwitchyardError):
     """The call's deadline passed."""
 
+    outcome = Outcome.TIMEOUT
     code = "deadline_exceeded"
     status = 504
     title = "Deadline exceeded"
@@ -197,6 +210,7 @@ class DeadlineExceeded(SwitchyardError):
 class ClientClosed(SwitchyardError):
     """The caller went away; upstream work was cancelled."""
 
+    outcome = Outcome.CANCELLED
     code = "client_closed"
     status = 499
     title = "Client closed request"

@@ -203,6 +203,11 @@ class Report:
         source: unique name of the replica.
         deployment: which part of the graph it is.
         outcomes: attempts finished since the last report that arrived.
+        calls: calls answered since then, refused ones left out.
+        failed_calls: those of them that failed for a reason of ours.
+        latencies_s: how long these calls took; a sample when there were many.
+        waits_s: how long calls waited for a model slot; a sample when there were many.
+        breakers: state of this router's own breakers, by model.
         gauges: figures of this moment by name (queue depths, entries, bytes).
         metrics: the replica's Prometheus samples, as ``serve_app.adapters.telemetry`` writes them.
     """
@@ -210,6 +215,11 @@ class Report:
     source: str
     deployment: str
     outcomes: tuple[OutcomeCount, ...] = ()
+    calls: int = 0
+    failed_calls: int = 0
+    latencies_s: tuple[float, ...] = ()
+    waits_s: tuple[float, ...] = ()
+    breakers: Mapping[str, BreakerState] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     metrics: tuple[Any, ...] = ()
 

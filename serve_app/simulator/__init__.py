@@ -1,0 +1,1 @@
+"""An offline OpenAI-compatible provider that answers any DSPy signature, well or badly, as told."""

@@ -1,0 +1,44 @@
+"""Cache and router inside the ingress: ``Ingress → Model-…``, one hop to a model.
+
+The fastest graph, and the right one for a single machine or many equal ingress replicas.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from graphs import parts
+from serve_app.adapters.telemetry import Telemetry
+from serve_app.config import AppConfig
+from serve_app.config_check import load_app_config
+from serve_app.deployments.cache import Cache
+from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.replicas import EMBEDDED_REDIS, IngressDeployment, follow_redis, model_stages
+from serve_app.deployments.router import Router
+from serve_app.deployments.stage import Stage
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application for ``serve run`` and ``serve deploy``; ``args`` is an ``AppConfig``.
+
+    Raises:
+        ConfigError: one line for each thing that is wrong, as ``switchyard check`` words it.
+    """
+    config = load_app_config(args)
+    control = parts.control_plane().bind(config)
+    handles = parts.models(config, control)
+    if redis := parts.embedded_redis(config):
+        handles[EMBEDDED_REDIS] = redis
+    ingress = serve.deployment(serve.ingress()(IngressDeployment), name="Ingress")
+    return ingress.options(**parts.ingress_options(config)).bind(config, control, wire, handles)
+
+
+def wire(config: AppConfig, handles: Mapping[str, DeploymentHandle], telemetry: Telemetry, link: ControlLink) -> Stage:
+    """Behind the ingress' batches: cache and router in the same process, the models one hop away."""
+    router = Router(config, model_stages(config, handles), telemetry, link)
+    cache = Cache(config, router, telemetry, link)
+    cache.spawn(follow_redis(cache, config.cache.redis_url, handles.get(EMBEDDED_REDIS)))
+    return cache

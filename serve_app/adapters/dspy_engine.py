@@ -1,0 +1,253 @@
+"""Language models for DSPy programs: DSPy's own clients over one pool of connections, bound to the call in progress.
+
+``dspy.LM`` hands an engine a ``dspy.lm15.Request`` and takes back a ``Response``. The engines here add what a
+served call needs: its deadline, its bound on output tokens, and the count of what it spent, all read from
+``serve_app.adapters.call_scope``. They send once: who is asked next is the router's to decide.
+
+What a fault becomes, checked against real sockets:
+
+=====================================================  ====================  ========================
+fault                                                  dspy.lm15             dspy (from ``acall``)
+=====================================================  ====================  ========================
+refused, name not found, no connection in time, TLS    TransportError        LMTransportError
+reset or closed before headers, reply is not HTTP      TransportError        LMTransportError
+truncated body, broken chunking or compression         TransportError        LMTransportError
+silence, deadline over (asked or not), 408, 504        TimeoutError          LMTimeoutError
+malformed or truncated JSON, HTML or redirect, not a   ProviderError         LMProviderError
+reply of the provider's, no content and no tokens
+malformed chunk in a stream                            ProviderError         LMProviderError
+stream ends without its end                            StreamAssemblyError   LMStreamAssemblyError
+500, 502, 503, 529, error body in a 200                ServerError           LMServerError
+429                                                    RateLimitError        LMRateLimitError
+402, 429 of an exhausted quota                         BillingError          LMBillingError
+401, 403                                               AuthError             LMAuthError
+404 naming the model                                   UnsupportedModelError LMUnsupportedModelError
+400 over the context window                            ContextLengthError    ContextWindowExceededError
+content policy (``provider_code`` says so), withheld   InvalidRequestError   LMInvalidRequestError
+reply (``provider_code="content_filter"``), other 4xx
+nothing to send to, pool closed                        ConfigurationError    LMConfigurationError
+=====================================================  ====================  ========================
+
+``retry_after`` (seconds) is there whenever the reply had a ``Retry-After``, in seconds or as a date. A message may
+quote the first bytes of a malformed reply: log codes, not messages. LiteLLM reports a broken connection as a
+ServerError, and reads fewer error codes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import dspy
+from dspy import lm15
+
+from serve_app.adapters.call_scope import CallScope, current_scope
+from serve_app.adapters.litellm_upstream import LiteLLMUpstream
+from serve_app.adapters.lm_transport import AiohttpTransport
+from serve_app.adapters.lm_upstream import ClientUpstream, Upstream, upstream_for
+from serve_app.adapters.loop_thread import LoopThread
+from serve_app.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
+
+    from serve_app.config import ModelConfig
+
+_log = logging.getLogger(__name__)
+
+_GRACE_S = 1.0
+
+
+class AsyncEngine:
+    """One model for programs on the event loop."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a copied program goes on using the replica's connections
+
+    async def complete(self, request: lm15.Request) -> lm15.Response:
+        """Ask once.
+
+        Raises:
+            lm15.TimeoutError: the deadline has passed; asked or not.
+            lm15.LM15Error: what went wrong, see the table of the module.
+        """
+        scope = current_scope()
+        fitted = self._begin(scope, request)
+        try:
+            response = await self._upstream.complete(fitted)
+        except lm15.StreamAssemblyError as error:
+            self._spend(scope, error.partial)
+            raise
+        self._spend(scope, response)
+        _refuse_nothing(response)
+        return response
+
+    async def stream(self, request: lm15.Request) -> AsyncGenerator[Any, None]:
+        """Ask once and yield the reply event by event; raises as ``complete`` does."""
+        scope = current_scope()
+        last = None
+        async with aclosing(self._upstream.stream(self._begin(scope, request))) as events:
+            async for event in events:
+                last = event.type
+                if last == "end":
+                    self._spend(scope, event)
+                yield event
+        if last not in {"end", "error"}:
+            raise lm15.StreamAssemblyError("the stream broke off before its end")
+
+    def _begin(self, scope: CallScope | None, request: lm15.Request) -> lm15.Request:
+        config = request.config
+        if scope is not None:
+            if scope.remaining_s() <= 0:
+                raise lm15.TimeoutError("the call's deadline has passed; the provider was not asked")
+            config = _bounded(config, scope.max_tokens)
+            scope.lm_calls += 1
+        return replace(request, model=self._upstream.model, config=config)
+
+    def _spend(self, scope: CallScope | None, reply: Any) -> None:  # noqa: ANN401 - a response, an end event, or nothing
+        if scope is not None and reply is not None and reply.usage is not None:
+            scope.spend(*self._upstream.tokens(reply.usage))
+
+
+def _bounded(config: lm15.Config, max_tokens: int | None) -> lm15.Config:
+    if max_tokens is None or (config.max_tokens is not None and config.max_tokens <= max_tokens):
+        return config
+    return replace(config, max_tokens=max_tokens)
+
+
+def _refuse_nothing(response: lm15.Response) -> None:
+    """Raise for a reply without content that would else look like a bad answer of the model's."""
+    if any(part.type != "text" or part.text for part in response.message.parts):
+        return
+    if response.finish_reason == "content_filter":
+        raise lm15.InvalidRequestError("the provider withheld its reply", provider_code="content_filter")
+    if not response.usage.output_tokens:
+        raise lm15.ProviderError("malformed reply: no content and no output tokens")
+
+
+class Engine:
+    """The same model for programs that block a thread: the work is done on a loop of the pool's own.
+
+    DSPy reads a model's capabilities here. On a thread that runs an event loop, such a call stops that loop
+    until the reply is there; this is logged once as ``engine.loop_blocked``.
+
+    Args:
+        engine: does the work.
+        thread: where it is done.
+        model: name in the log.
+        capabilities: an LM on DSPy's own engine; it knows what the model can do.
+    """
+
+    def __init__(self, engine: AsyncEngine, thread: LoopThread, model: str, capabilities: dspy.LM) -> None:
+        self._engine = engine
+        self._thread = thread
+        self._model = model
+        self._has_warned = False
+        self.supports_function_calling: bool = capabilities.supports_function_calling
+        self.supports_reasoning: bool = capabilities.supports_reasoning
+        self.supports_response_schema: bool = capabilities.supports_response_schema
+        self.supported_params: frozenset[str] = frozenset(capabilities.supported_params)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """As ``AsyncEngine.complete``, blocking the calling thread and nothing else."""
+        self._warn_on_loop()
+        return self._wait(self._engine.complete(request))
+
+    def stream(self, request: lm15.Request) -> Generator[Any, None, None]:
+        """As ``AsyncEngine.stream``, blocking the calling thread between events."""
+        self._warn_on_loop()
+        events = self._engine.stream(request)
+        try:
+            while (event := self._wait(_next(events))) is not None:
+                yield event
+        finally:
+            self._thread.run(events.aclose(), _GRACE_S)
+
+    def _wait(self, work: Any) -> Any:  # noqa: ANN401 - a coroutine in, its result out
+        scope = current_scope()
+        try:
+            # The work keeps the deadline itself; the grace only saves a thread from a loop that does not answer.
+            return self._thread.run(work, None if scope is None else scope.remaining_s() + _GRACE_S)
+        except TimeoutError as error:
+            if isinstance(error, lm15.LM15Error):
+                raise
+            raise lm15.TimeoutError("no reply before the call's deadline") from error
+
+    def _warn_on_loop(self) -> None:
+        if self._has_warned:
+            return
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self._has_warned = True
+        _log.warning("engine.loop_blocked", extra={"model": self._model})
+
+
+async def _next(events: AsyncGenerator[Any, None]) -> Any:  # noqa: ANN401 - lm15 has no public type for "any event"
+    return await anext(events, None)
+
+
+class LMPool:
+    """All language models of one replica over one connection pool.
+
+    Args:
+        max_connections: most connections open at once, to all providers together.
+    """
+
+    def __init__(self, *, max_connections: int = 256) -> None:
+        self._transport = AiohttpTransport(max_connections=max_connections)
+        self._thread = LoopThread("lm-pool")
+        self._lms: dict[ModelConfig, dspy.LM] = {}
+
+    def lm(self, model: ModelConfig) -> dspy.LM:
+        """The ``dspy.LM`` for ``model``; the same one each time.
+
+        Raises:
+            ConfigError: its key's variable is unset, or DSPy refuses the model's settings.
+        """
+        found = self._lms.get(model)
+        if found is None:
+            found = self._lms[model] = self._build(model)
+        return found
+
+    async def aclose(self) -> None:
+        """Close every connection; a call in flight fails."""
+        await self._transport.aclose()
+        if self._thread.is_running:
+            await asyncio.to_thread(self._close_thread)
+
+    def _close_thread(self) -> None:
+        self._thread.run(self._transport.aclose())
+        self._thread.close()
+
+    def _build(self, model: ModelConfig) -> dspy.LM:
+        upstream = upstream_for(model, self._transport)
+        engine = AsyncEngine(upstream)
+        try:
+            blocking = Engine(engine, self._thread, model.name, _capabilities(model, upstream))
+            return dspy.LM(
+                model.lm,
+                model_type=model.model_type,
+                temperature=model.temperature,
+                max_tokens=model.max_tokens,
+                cache=False,
+                num_retries=0,
+                engine=blocking,
+                async_engine=engine,
+            )
+        except (dspy.LMError, ValueError) as error:
+            raise ConfigError([f"models: {model.name}: {error}"]) from error
+
+
+def _capabilities(model: ModelConfig, upstream: ClientUpstream | LiteLLMUpstream) -> dspy.LM:
+    return dspy.LM(model.lm, model_type=model.model_type, engine=upstream.engine)

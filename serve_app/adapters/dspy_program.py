@@ -1,0 +1,248 @@
+"""Load a person's DSPy program once, and run it under a ``Call`` many times at once.
+
+Everything a call needs is worked out when the program is loaded: its types, its adapter, its form at each level of
+service. A run then validates, enters its own ``dspy.context`` (never ``dspy.configure``: that is the whole
+process'), calls the module and checks the answer against the promised types. What goes wrong leaves as one of
+``serve_app.errors``; nothing of DSPy does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import dspy
+from pydantic import BaseModel, ValidationError
+
+from serve_app.adapters.call_scope import current_scope
+from serve_app.adapters.program_answer import Answer, NoOutputs, read_answer
+from serve_app.adapters.program_errors import translate
+from serve_app.adapters.program_levels import Shape, Variant, shape_of, variant_of
+from serve_app.adapters.program_runner import ProgramThreads
+from serve_app.adapters.program_schema import describe_errors
+from serve_app.adapters.program_source import load_module, nearest
+from serve_app.adapters.program_state import apply_state, clear_lms
+from serve_app.adapters.program_version import version_of
+from serve_app.errors import ConfigError, DeadlineExceeded, InvalidInputs, ProgramError
+from serve_app.messages import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from serve_app.config import ProgramConfig
+    from serve_app.messages import Call
+
+__all__ = ["Answer", "Program", "load_program"]
+
+logger = logging.getLogger("switchyard.program")
+
+MAX_THREADS = 32
+"""Most calls of one sync program at once in one process."""
+
+
+class Program:
+    """One configured program, loaded.
+
+    Attributes:
+        config: what the person wrote.
+        name: its name in URLs and metrics.
+        description: one sentence for people.
+        version: changes whenever its answers may; part of every cache key.
+        inputs: model that validates a call's inputs; unknown fields are errors.
+        outputs: model of the answer at level ``full``; a simpler program of another level may give fewer fields.
+    """
+
+    def __init__(
+        self, config: ProgramConfig, shapes: dict[Level, Shape], version: str, threads: ProgramThreads
+    ) -> None:
+        """Hold what ``load_program`` worked out."""
+        full = shapes[Level.FULL].variant
+        self.config = config
+        self.name = config.name
+        self.description = config.description or _docstring(full.module)
+        self.version = version
+        self.inputs = full.inputs
+        self.outputs = full.outputs
+        self._shapes = shapes
+        self._adapter = _adapter(config.adapter)
+        self._threads = threads
+
+    @property
+    def stuck_threads(self) -> int:
+        """Threads that still run a sync call past its deadline."""
+        return self._threads.stuck
+
+    async def run(self, call: Call, lm: dspy.LM) -> Answer:
+        """Answer ``call`` at its level with ``lm``, in what is left of the current ``call_scope``.
+
+        Raises:
+            InvalidInputs: the inputs do not fit the program of this level.
+            DeadlineExceeded: nothing is left of the deadline; nothing ran.
+            UpstreamError: the model failed, or its share of the deadline is used up (outcome ``timeout``).
+            UpstreamRefused: the provider refuses this very request.
+            BadOutput: the reply does not fit the program's outputs.
+            ProgramError: the person's own code raised; logged here, not told to the caller.
+        """
+        scope = current_scope()
+        remaining_s = scope.remaining_s() if scope is not None else call.remaining_s
+        if remaining_s <= 0:
+            raise DeadlineExceeded("the deadline passed before the program could start")
+        shape = self._shapes[call.level]
+        inputs = shape.apply(_python_values(shape.variant.inputs, call.inputs))
+        prediction = await self._predict(shape, inputs, remaining_s, call, lm)
+        return self._answer(shape.variant, prediction, call)
+
+    def close(self) -> None:
+        """Give the threads back."""
+        self._threads.close()
+
+    async def _predict(
+        self, shape: Shape, inputs: dict[str, Any], remaining_s: float, call: Call, lm: dspy.LM
+    ) -> object:
+        try:
+            with dspy.context(
+                lm=lm,
+                adapter=self._adapter,
+                trace=[],
+                disable_history=True,
+                max_history_size=0,
+                track_usage=False,
+                warn_on_type_mismatch=False,  # the warning quotes the value
+            ):
+                return await shape.variant.runner.run(inputs, remaining_s)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            self._fail(error, call)  # the program cancelled something of its own and let it escape
+        except Exception as error:  # noqa: BLE001 - a person's code may raise anything, and none of it may cross
+            self._fail(error, call)
+
+    def _fail(self, error: BaseException, call: Call) -> NoReturn:
+        translated = translate(error)
+        if isinstance(translated, ProgramError):
+            self._log(error, call)
+        if translated is error:
+            raise error
+        raise translated from None  # DSPy's errors quote prompts, and do not pickle
+
+    def _answer(self, variant: Variant, prediction: object, call: Call) -> Answer:
+        try:
+            return read_answer(
+                prediction,
+                variant.outputs,
+                is_declared=variant.interface.is_declared,
+                confidence_field=self.config.confidence_field,
+            )
+        except NoOutputs as error:
+            self._log(error, call)
+            raise ProgramError("the program returned none of its outputs, or no JSON") from None
+
+    def _log(self, error: BaseException, call: Call) -> None:
+        logger.error(
+            "program.raised program=%s",
+            self.name,
+            exc_info=error,
+            extra={"program": self.name, "request_id": call.request_id},
+        )
+
+
+def load_program(config: ProgramConfig, base_dir: Path | None = None, *, max_threads: int = MAX_THREADS) -> Program:
+    """Load what ``config`` names, with its state and the programs of its levels.
+
+    Args:
+        config: the program's configuration.
+        base_dir: where a relative ``state`` path starts; the working directory by default.
+        max_threads: most calls at once when the program is sync.
+
+    Raises:
+        ConfigError: a line for each problem, ``programs.<name>.<key>: <what is wrong>``.
+    """
+    where = f"programs.{config.name}"
+    problems: list[str] = []
+    threads = ProgramThreads(max_threads, config.name)
+    with _located(f"{where}.program"):
+        module = load_module(config.program)
+        full = variant_of(config.name, module, threads)
+    state = b""
+    with _collected(problems, f"{where}.state"):
+        state = apply_state(module, (base_dir or Path()) / config.state) if config.state is not None else b""
+    shapes = _shapes(config, full, threads, problems)
+    problems += _confidence_problems(config, full)
+    if problems:
+        raise ConfigError(problems)
+    variants = _distinct([full, *(shape.variant for shape in shapes.values())])
+    for variant in variants:
+        clear_lms(variant.module)
+    models = [model for variant in variants for model in (variant.inputs, variant.outputs)]
+    version = version_of(config, [variant.module for variant in variants], models, state)
+    return Program(config, shapes, version, threads)
+
+
+def _shapes(config: ProgramConfig, full: Variant, threads: ProgramThreads, problems: list[str]) -> dict[Level, Shape]:
+    """The shape of each level; levels that share their configuration share it."""
+    shapes: dict[int, Shape] = {}
+    for level in Level:
+        settings = config.levels.at(level)
+        if id(settings) in shapes:
+            continue
+        shape, found = shape_of(config.name, settings, full, threads)
+        shapes[id(settings)] = shape or Shape(full)
+        problems += [f"programs.{config.name}.levels.{level}.{problem}" for problem in found]
+    return {level: shapes[id(config.levels.at(level))] for level in Level}
+
+
+def _distinct(variants: list[Variant]) -> list[Variant]:
+    return list({id(variant): variant for variant in variants}.values())
+
+
+def _confidence_problems(config: ProgramConfig, full: Variant) -> list[str]:
+    """A bare predictor's prediction has its outputs and nothing else; other programs may add attributes."""
+    field, outputs = config.confidence_field, full.interface.outputs
+    if field is None or field in outputs or not isinstance(full.module, dspy.Predict):
+        return []
+    return [f"programs.{config.name}.confidence_field: there is no output {field!r}{nearest(field, outputs)}"]
+
+
+def _python_values(model: type[BaseModel], inputs: dict[str, Any]) -> dict[str, Any]:
+    """JSON-form ``inputs`` as the Python values the program takes; inputs it does not know are left out."""
+    try:
+        typed = model.model_validate({name: value for name, value in inputs.items() if name in model.model_fields})
+    except ValidationError as error:
+        raise InvalidInputs(describe_errors(error.errors())) from None
+    return {name: typed.__dict__[name] for name in model.model_fields}
+
+
+def _adapter(name: str) -> dspy.Adapter:
+    if name == "json":
+        return dspy.JSONAdapter()
+    adapter = dspy.XMLAdapter if name == "xml" else dspy.ChatAdapter
+    return adapter(use_json_adapter_fallback=False)  # a second LM call that nobody counted
+
+
+def _docstring(module: dspy.Module) -> str:
+    """First paragraph of what the program says of itself."""
+    own = vars(type(module)).get("__doc__") if not type(module).__module__.startswith("dspy.") else None
+    signature = getattr(module, "signature", None)
+    text = str(own or getattr(signature, "instructions", ""))
+    return " ".join(inspect.cleandoc(text).split("\n\n")[0].split())
+
+
+@contextmanager
+def _located(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from error
+
+
+@contextmanager
+def _collected(problems: list[str], where: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        problems.extend(f"{where}: {problem}" for problem in error.problems)

@@ -1,0 +1,162 @@
+"""Run a DSPy module under a deadline: on the event loop when it is async, else in a bounded pool of threads.
+
+A thread cannot be stopped. A sync call that is still running at its deadline is given up: its caller goes on, the
+thread is counted as stuck until it ends, and when every thread is stuck further calls are refused at once instead of
+waiting for nothing.
+
+A program is stateless between calls. One whose ``forward`` assigns to attributes (``dspy.Refine`` and ``BestOfN``
+do) runs as a copy of its own per call, so that what one call stores is never seen by another; what is slow to set
+up belongs in ``__init__``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dis
+import inspect
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.utils.callback import BaseCallback
+
+from serve_app.adapters.program_errors import upstream_error
+from serve_app.adapters.program_interface import entry_point, runs_async
+from serve_app.errors import DeadlineExceeded, Overloaded, UpstreamError
+from serve_app.messages import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class ProgramThreads:
+    """At most ``max_threads`` sync calls at once.
+
+    Attributes:
+        stuck: threads still running a call that was given up.
+        given_up: calls given up since the start.
+    """
+
+    def __init__(self, max_threads: int, name: str) -> None:
+        self._max_threads = max_threads
+        self._name = name
+        self._pool: ThreadPoolExecutor | None = None
+        self.stuck = 0
+        self.given_up = 0
+
+    async def run(self, function: Callable[[], object], remaining_s: float) -> object:
+        """What ``function`` returns, run in a thread with the caller's context variables.
+
+        Raises:
+            Overloaded: every thread is stuck.
+            DeadlineExceeded: no thread came free in ``remaining_s`` seconds; nothing ran.
+            UpstreamError: it ran, and was not done in time.
+        """
+        if self.stuck >= self._max_threads:
+            raise Overloaded("every thread of the program is held by a call that did not end", 1.0)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._max_threads, thread_name_prefix=f"program-{self._name}")
+        running: Future[object] = self._pool.submit(contextvars.copy_context().run, function)
+        try:
+            async with asyncio.timeout(remaining_s) as limit:
+                return await asyncio.wrap_future(running)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            if running.cancelled():
+                raise DeadlineExceeded("no thread of the program came free before the deadline") from error
+            raise out_of_time() from error
+        finally:
+            if not running.done():
+                self._give_up(running)
+
+    def close(self) -> None:
+        """Take no more calls; calls that run are not waited for."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _give_up(self, running: Future[object]) -> None:
+        self.stuck += 1
+        self.given_up += 1
+        loop = asyncio.get_running_loop()
+        running.add_done_callback(lambda _: self._ended(loop))
+
+    def _ended(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._release)
+
+    def _release(self) -> None:
+        self.stuck -= 1
+
+
+class Runner:
+    """One module, ready to be called with Python values."""
+
+    def __init__(self, module: dspy.Module, threads: ProgramThreads) -> None:
+        """Settle how ``module`` runs.
+
+        Raises:
+            ConfigError: it has no usable ``forward`` or ``aforward``.
+        """
+        entry_point(module)
+        self._module = module
+        self._threads = threads
+        self.is_async = runs_async(module)
+        self._copies = any(_assigns_attributes(part) for _, part in module.named_sub_modules(type_=dspy.Module))
+
+    async def run(self, inputs: dict[str, Any], remaining_s: float) -> object:
+        """The prediction for ``inputs``, inside the caller's ``dspy.context``.
+
+        Raises:
+            UpstreamError: with outcome ``timeout``, when ``remaining_s`` seconds pass.
+            Exception: whatever the module raises.
+        """
+        module = self._module.deepcopy() if self._copies else self._module
+        if not self.is_async:
+            return await self._in_thread(module, inputs, remaining_s)
+        try:
+            async with asyncio.timeout(remaining_s) as limit:
+                prediction: object = await module.acall(**inputs)
+                return prediction
+        except TimeoutError as error:
+            if limit.expired():
+                raise out_of_time() from error
+            raise
+
+    async def _in_thread(self, module: dspy.Module, inputs: dict[str, Any], remaining_s: float) -> object:
+        failures = _LastFailure()
+        with dspy.context(callbacks=[*dspy.settings.callbacks, failures]):
+            prediction = await self._threads.run(partial(module, **inputs), remaining_s)
+        if prediction is None and failures.last is not None:
+            raise upstream_error(failures.last) from failures.last
+        return prediction
+
+
+class _LastFailure(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
+    """Remembers the model's last failure: ``Refine`` and ``BestOfN`` swallow all of them and return ``None``."""
+
+    def __init__(self) -> None:
+        self.last: dspy.LMError | None = None
+
+    def on_lm_end(
+        self,
+        call_id: str,  # noqa: ARG002 - DSPy's interface
+        outputs: dict[str, Any] | None,  # noqa: ARG002 - DSPy's interface
+        exception: BaseException | None = None,
+    ) -> None:
+        """Keep the failure of the latest LM call; a later success forgets it."""
+        self.last = exception if isinstance(exception, dspy.LMError) else None
+
+
+def out_of_time() -> UpstreamError:
+    """The error of an attempt whose share of the deadline is used up."""
+    return UpstreamError("the program was not done within its share of the deadline", outcome=Outcome.TIMEOUT)
+
+
+def _assigns_attributes(module: dspy.Module) -> bool:
+    """Whether ``forward`` or ``aforward`` stores into an attribute of anything."""
+    functions = [getattr(type(module), name, None) for name in ("forward", "aforward")]
+    codes = [inspect.unwrap(function).__code__ for function in functions if inspect.isfunction(function)]
+    return any(step.opname == "STORE_ATTR" for code in codes for step in dis.get_instructions(code))

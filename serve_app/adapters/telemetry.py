@@ -1,0 +1,195 @@
+"""What a replica counts, and how the counts of many replicas become one page.
+
+Each replica keeps its own ``prometheus_client`` registry and reports plain samples; ``MetricsPage`` in the
+control plane sums counters and histograms over all replicas that ever reported (a total never goes backwards
+when a replica leaves) and keeps gauges by replica while the replica lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+
+from serve_app.messages import Attempt
+
+_LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+_SCORE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Family(NamedTuple):
+    """One metric of one replica: ``samples`` are ``(name, sorted label pairs, value)``."""
+
+    name: str
+    kind: str
+    documentation: str
+    samples: tuple[tuple[str, Labels, float], ...]
+
+
+def gauge(name: str, documentation: str, values: Mapping[Labels, float]) -> Family:
+    """A gauge of the whole cluster, one value for each set of labels."""
+    return Family(name, "gauge", documentation, tuple((name, labels, value) for labels, value in values.items()))
+
+
+class Telemetry:
+    """The metrics of one replica. Label values come from the configuration, never from a caller."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+
+        def counter(name: str, doc: str, *labels: str) -> Counter:
+            return Counter(name, doc, labels, registry=registry)
+
+        self._requests = counter("dspy_requests", "Calls answered.", "program", "model", "status")
+        self._cache_hits = counter("dspy_cache_hits", "Calls answered from a cache.", "program", "tier")
+        self._cache_misses = counter("dspy_cache_misses", "Calls no cache could answer.", "program")
+        self._tokens = counter("dspy_tokens", "Tokens spent, failed attempts included.", "model", "kind")
+        self._cost = counter("dspy_cost_usd", "USD spent, failed attempts included.", "program", "model")
+        self._fallbacks = counter(
+            "dspy_fallbacks", "Attempts handed to the next model.", "program", "from_model", "to_model", "reason"
+        )
+        self._shed = counter("dspy_shed", "Calls refused before any work.", "reason", "priority")
+        self._duration = Histogram(
+            "dspy_request_duration_seconds",
+            "Time to answer a call.",
+            ("program", "model"),
+            buckets=_LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self._quality = Histogram(
+            "dspy_quality_score",
+            "Scores of answers, 0 to 1.",
+            ("program", "metric_type"),
+            buckets=_SCORE_BUCKETS,
+            registry=registry,
+        )
+        self._batch_size = Histogram("dspy_batch_size", "Calls in a batch.", buckets=_BATCH_BUCKETS, registry=registry)
+        self._active = Gauge("dspy_active_requests", "Calls being answered.", registry=registry)
+        self._memory = Gauge("dspy_memory_usage_mb", "Resident memory of the process, MiB.", registry=registry)
+
+    def call_finished(self, program: str, model: str, status: str, latency_s: float) -> None:
+        """Count an answered call; ``status`` is ``success`` or an error's code."""
+        self._requests.labels(program, model, status).inc()
+        self._duration.labels(program, model).observe(latency_s)
+
+    def attempt_finished(self, program: str, attempt: Attempt) -> None:
+        """Count what an attempt spent."""
+        self._tokens.labels(attempt.model, "input").inc(attempt.usage.input_tokens)
+        self._tokens.labels(attempt.model, "output").inc(attempt.usage.output_tokens)
+        self._cost.labels(program, attempt.model).inc(attempt.cost_usd)
+
+    def fell_back(self, program: str, from_model: str, to_model: str, reason: str) -> None:
+        """Count an attempt that goes to the next model."""
+        self._fallbacks.labels(program, from_model, to_model, reason).inc()
+
+    def scored(self, program: str, metric_type: str, score: float) -> None:
+        """Count a quality score in 0..1."""
+        self._quality.labels(program, metric_type).observe(score)
+
+    def cache_hit(self, program: str, tier: str) -> None:
+        """Count an answer from the cache; ``tier`` is ``near``, ``memory`` or ``redis``."""
+        self._cache_hits.labels(program, tier).inc()
+
+    def cache_missed(self, program: str) -> None:
+        """Count a call that no cache could answer."""
+        self._cache_misses.labels(program).inc()
+
+    def shed(self, reason: str, priority: str) -> None:
+        """Count a call refused before any work."""
+        self._shed.labels(reason, priority).inc()
+
+    def batched(self, size: int) -> None:
+        """Count a batch."""
+        self._batch_size.observe(size)
+
+    def set_active(self, calls: int) -> None:
+        """Calls being answered now."""
+        self._active.set(calls)
+
+    def set_memory_mb(self, mebibytes: float) -> None:
+        """Resident memory of this process."""
+        self._memory.set(mebibytes)
+
+    def samples(self) -> tuple[Family, ...]:
+        """Everything with a value, as plain tuples."""
+        return tuple(
+            Family(
+                metric.name,
+                metric.type,
+                metric.documentation,
+                tuple(
+                    (sample.name, tuple(sorted(sample.labels.items())), sample.value)
+                    for sample in metric.samples
+                    if not sample.name.endswith("_created")
+                ),
+            )
+            for metric in self._registry.collect()
+            if metric.samples
+        )
+
+
+class MetricsPage:
+    """The whole cluster's metrics from the last samples of every replica."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[Family, ...]] = {}
+        self._departed: dict[str, Family] = {}
+        self._cluster: tuple[Family, ...] = ()
+
+    def update(self, source: str, families: Iterable[Family]) -> None:
+        """Take a replica's newest samples; no samples keep the ones before."""
+        if families := tuple(families):
+            self._latest[source] = families
+
+    def depart(self, source: str) -> None:
+        """Let a replica go: its totals stay, its gauges vanish."""
+        totals = [family for family in self._latest.pop(source, ()) if family.kind != "gauge"]
+        self._departed = _sum([*self._departed.values(), *totals])
+
+    def render(self, cluster: Iterable[Family] = ()) -> bytes:
+        """The page in Prometheus' text format, with what only the control plane knows."""
+        self._cluster = tuple(cluster)
+        registry = CollectorRegistry()
+        registry.register(self)
+        return generate_latest(registry)
+
+    def total(self, name: str) -> float:
+        """Sum over all labels of the samples of that name."""
+        return sum(sample.value for metric in self.collect() for sample in metric.samples if sample.name == name)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield merged families (the interface of a ``prometheus_client`` collector)."""
+        replicas = [_by_replica(family, source) for source, latest in self._latest.items() for family in latest]
+        for family in (*_sum([*self._departed.values(), *replicas]).values(), *self._cluster):
+            metric = Metric(family.name, family.documentation, family.kind)
+            for name, labels, value in family.samples:
+                metric.add_sample(name, dict(labels), value)
+            yield metric
+
+
+def _by_replica(family: Family, source: str) -> Family:
+    if family.kind != "gauge":
+        return family
+    samples = tuple((name, (*labels, ("replica", source)), value) for name, labels, value in family.samples)
+    return family._replace(samples=samples)
+
+
+def _sum(families: Iterable[Family]) -> dict[str, Family]:
+    """Add up samples of the same name and labels."""
+    merged: dict[str, Family] = {}
+    values: dict[str, dict[tuple[str, Labels], float]] = {}
+    for family in families:
+        merged[family.name] = family
+        sums = values.setdefault(family.name, {})
+        for name, labels, value in family.samples:
+            sums[name, labels] = sums.get((name, labels), 0.0) + value
+    return {
+        name: family._replace(samples=tuple((*key, value) for key, value in values[name].items()))
+        for name, family in merged.items()
+    }

@@ -1,0 +1,116 @@
+"""The ``switchyard`` command. Whatever goes wrong is a line on standard error and an exit code, never a traceback.
+
+Exit codes: 0 all is well, 1 it was started and failed, 2 it could not be started.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import click
+
+from serve_app.errors import ConfigError
+
+DEFAULT_FILE: Final = Path("serve_config.yaml")
+FAILED: Final = 1
+REFUSED: Final = 2
+
+_FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_FILE)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("dspy-switchyard"), prog_name="switchyard")
+def cli() -> None:
+    """Serve DSPy programs in production on Ray Serve."""
+
+
+@cli.command()
+@_FILE
+def check(file: Path) -> None:
+    """Say every mistake in FILE (default: serve_config.yaml), a line each.
+
+    The whole file is checked: Ray's own keys, programs and their state files, models, levels, policy, imports, and
+    whether the variables that hold keys are set. Programs and graphs are imported from the working directory.
+    Exit code 2 when there is a mistake.
+    """
+    from serve_app.config_check import check_file  # noqa: PLC0415 - only this command needs it
+
+    problems = check_file(file)
+    for problem in problems:
+        click.echo(str(problem), err=True)
+    if problems:
+        raise SystemExit(REFUSED)
+    click.echo(f"ok {file}")
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of serve_config.yaml, for editors.
+
+    Save it beside the file and make the file's first line
+    '# yaml-language-server: $schema=./serve_config.schema.json'.
+    """
+    from serve_app.config_schema import file_schema  # noqa: PLC0415 - imports Ray
+
+    click.echo(json.dumps(file_schema(), indent=2))
+
+
+@cli.command()
+@_FILE
+@click.option("--plain", is_flag=True, help="Ray Serve's default mode instead of its fast one (HAProxy).")
+@click.option("--verbose", "-v", is_flag=True, help="Show Ray's and the replicas' output, too.")
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path(".switchyard/serve.log"),
+    show_default=True,
+    help="Where Ray's and the replicas' output goes.",
+)
+def run(file: Path, *, plain: bool, verbose: bool, log_file: Path) -> None:
+    """Serve FILE (default: serve_config.yaml) until Ctrl-C.
+
+    Checks the file and the ports, starts a Ray of its own in fast mode, says when it is ready, and ends everything it
+    started. To deploy to a Ray cluster that is already there, use 'serve deploy'.
+    """
+    from serve_app import launcher  # noqa: PLC0415 - only this command needs it
+
+    raise SystemExit(launcher.run(file, plain=plain, verbose=verbose, log_file=log_file))
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65_535), default=8100, show_default=True, help="Port to listen on.")
+@click.option("--profile", type=click.Path(path_type=Path), default=None, help="Models and faults; see the docs.")
+def simulate(host: str, port: int, profile: Path | None) -> None:
+    """Run an OpenAI-compatible provider that answers any DSPy signature, offline."""
+    from serve_app.simulator.profile import load_profile  # noqa: PLC0415 - only this command needs it
+    from serve_app.simulator.server import run as serve  # noqa: PLC0415 - only this command needs it
+
+    loaded = load_profile(profile)
+    click.echo(f"Simulated provider at http://{host}:{port}/v1. Ctrl-C ends it.")
+    serve(host, port, loaded)
+
+
+def main() -> None:
+    """Entry point of ``switchyard``."""
+    try:
+        cli(standalone_mode=False)
+    except ConfigError as error:
+        click.echo("\n".join(error.problems), err=True)
+        sys.exit(REFUSED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(REFUSED)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(128 + 2)
+    except BrokenPipeError:  # the reader of our output went away, as in `switchyard schema | head`
+        sys.stderr.close()
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

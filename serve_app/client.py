@@ -1,0 +1,103 @@
+"""A Python caller's way in: ``serve_app.connect()`` from a Ray job, another Serve application or a notebook."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any, Self
+
+import dspy
+import ray
+from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from serve_app.errors import NoRoute, SwitchyardError
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+
+class Client:
+    """Calls programs of a running application.
+
+    Args:
+        handle: of the application's ingress.
+        options: sent with every call; see ``with_options``.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any], options: dict[str, Any] | None = None) -> None:
+        self._handle = handle
+        self._options = options or {}
+
+    def with_options(self, **options: Any) -> Self:  # noqa: ANN401 - each option has a type of its own
+        """A client that asks for more than the default with every call.
+
+        Args:
+            options: ``complexity``, ``budget_usd``, ``deadline_s``, ``priority``, ``model``, ``max_tokens``, as over HTTP.
+        """
+        return type(self)(self._handle, self._options | options)
+
+    def predict(self, program: str, /, **inputs: Any) -> dspy.Prediction:  # noqa: ANN401 - the program's own types
+        """Call a program and wait for its answer; inside an event loop use ``apredict``.
+
+        Returns:
+            A prediction with the program's outputs, and ``meta`` as over HTTP.
+
+        Raises:
+            SwitchyardError: one of the tree in ``serve_app.errors``.
+        """
+        _refuse_inside_loop()
+        try:
+            return _prediction(self._send(program, inputs).result())
+        except (RayTaskError, RayServeException) as error:
+            raise _translated(error) from None
+
+    async def apredict(self, program: str, /, **inputs: Any) -> dspy.Prediction:  # noqa: ANN401 - see predict
+        """``predict`` for asynchronous callers."""
+        try:
+            return _prediction(await self._send(program, inputs))
+        except (RayTaskError, RayServeException) as error:
+            raise _translated(error) from None
+
+    def _send(self, program: str, inputs: dict[str, Any]) -> Any:  # noqa: ANN401 - Ray's response is not generic
+        return self._handle.predict.remote(program, inputs, self._options, uuid.uuid4().hex)
+
+
+def connect(application: str = "switchyard", *, address: str | None = None) -> Client:
+    """A client of the application of that name.
+
+    Args:
+        application: its ``name`` in ``serve_config.yaml``.
+        address: of the Ray cluster, when this process is not connected to one; ``None`` takes ``RAY_ADDRESS``, or
+            the cluster that runs on this machine.
+
+    Raises:
+        NoRoute: there is no cluster, or no such application on it.
+    """
+    try:
+        if not ray.is_initialized():
+            ray.init(address=address or "auto", log_to_driver=False, logging_level="warning")
+        return Client(serve.get_app_handle(application))
+    except (ConnectionError, RayServeException) as error:
+        raise NoRoute(f"cannot reach the application {application!r}: {error}") from error
+
+
+def _prediction(reply: dict[str, Any]) -> dspy.Prediction:
+    return dspy.Prediction(**reply["outputs"], meta=reply["meta"])
+
+
+def _translated(error: RayTaskError | RayServeException) -> SwitchyardError:
+    """What was raised in the replica, without Ray's wrapping."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, SwitchyardError):
+        return cause
+    return SwitchyardError(f"the call failed inside Ray: {type(error).__name__}")
+
+
+def _refuse_inside_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("predict() would block the running event loop; await apredict() instead")

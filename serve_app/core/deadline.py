@@ -1,0 +1,44 @@
+"""How long one attempt may take, so that those after it keep a chance.
+
+    last attempt    all that is left
+    any other       max(left / attempts, HEADROOM * latency), at most MAX_SHARE * left,
+                    at least MIN_USEFUL_S (or all that is left, when that is less)
+
+An even share is the start. A model that is known to be slow gets more than its share, since cutting it off just
+before its answer wastes both time and money, but never so much that its successor has nothing. An attempt that fails
+early leaves its rest to the next ones, because each is computed from what is left then.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+HEADROOM: Final = 3.0
+"""Multiples of its usual latency that a model is given, when that is more than an even share."""
+MAX_SHARE: Final = 0.75
+"""Most of what is left that one attempt gets while another may follow."""
+MIN_USEFUL_S: Final = 0.25
+"""Seconds below which asking a model is pointless."""
+
+
+def attempt_timeout_s(
+    remaining_s: float,
+    attempts_left: int,
+    prior_latency_s: float = 0.0,
+    *,
+    min_useful_s: float = MIN_USEFUL_S,
+) -> float:
+    """Seconds the next attempt may take: between 0 and ``remaining_s``.
+
+    Args:
+        remaining_s: seconds left of the call's deadline.
+        attempts_left: attempts that may still be made, this one included.
+        prior_latency_s: the model's usual seconds per call, 0 when unknown.
+        min_useful_s: seconds below which an attempt is pointless.
+    """
+    if remaining_s <= 0:
+        return 0.0
+    if attempts_left <= 1:
+        return remaining_s
+    wanted_s = max(remaining_s / attempts_left, HEADROOM * prior_latency_s)
+    return min(remaining_s, max(min_useful_s, min(wanted_s, MAX_SHARE * remaining_s)))

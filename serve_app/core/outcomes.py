@@ -1,0 +1,113 @@
+"""What the end of an attempt means: for the call, for the model's breaker, for the operator.
+
+    outcome          next route      breaker     noted
+    ok               none            success
+    slow             none            slow
+    unreachable      any             failure
+    timeout          any             failure
+    server_error     any             failure
+    malformed        any             failure
+    rate_limited     any             cool_down
+    denied           any             open        operator error
+    context_window   larger_window   ignore
+    content_policy   none            ignore
+    bad_request      none            ignore
+    bad_output       once            ignore      bad quality
+    program_error    none            ignore
+    cancelled        none            release
+    rejected         none            release
+
+``slow`` is an answer like ``ok``: it is given to the caller and costs the model its standing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from serve_app.messages import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class NextRoute(StrEnum):
+    """Which models may be asked after this one."""
+
+    NONE = "none"
+    """No other: the call is answered, or no model would do better."""
+    ANY = "any"
+    """The next of the route."""
+    LARGER_WINDOW = "larger_window"
+    """The next whose context window is larger than this model's."""
+    ONCE = "once"
+    """The next of the route, but only once in a call."""
+
+
+class BreakerEffect(StrEnum):
+    """What the attempt says about the model's health."""
+
+    SUCCESS = "success"
+    """Counts as a good call."""
+    FAILURE = "failure"
+    """Counts as a failed call."""
+    SLOW = "slow"
+    """Counts as a slow call."""
+    IGNORE = "ignore"
+    """Counts as no call: the fault is not the provider's."""
+    OPEN = "open"
+    """Opens at once: asking again fails until somebody acts."""
+    COOL_DOWN = "cool_down"
+    """Counts as no call, but the model is not asked before its ``Retry-After``."""
+    RELEASE = "release"
+    """Nothing was learned; a held probe is given back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """One row of the table.
+
+    Attributes:
+        next_route: which models may still be asked for the same call.
+        breaker: what the model's breaker makes of it.
+        is_operator_error: only a person can mend it (key, bill, name of the model): logged as such.
+        is_bad_quality: counted against the quality of program and model.
+    """
+
+    next_route: NextRoute
+    breaker: BreakerEffect
+    is_operator_error: bool = False
+    is_bad_quality: bool = False
+
+
+_FAILED: Final = Meaning(NextRoute.ANY, BreakerEffect.FAILURE)
+_NOT_THE_MODEL: Final = Meaning(NextRoute.NONE, BreakerEffect.IGNORE)
+_NOTHING_LEARNED: Final = Meaning(NextRoute.NONE, BreakerEffect.RELEASE)
+
+MEANINGS: Final[Mapping[Outcome, Meaning]] = MappingProxyType(
+    {
+        Outcome.OK: Meaning(NextRoute.NONE, BreakerEffect.SUCCESS),
+        Outcome.SLOW: Meaning(NextRoute.NONE, BreakerEffect.SLOW),
+        Outcome.UNREACHABLE: _FAILED,
+        Outcome.TIMEOUT: _FAILED,
+        Outcome.SERVER_ERROR: _FAILED,
+        Outcome.MALFORMED: _FAILED,
+        Outcome.RATE_LIMITED: Meaning(NextRoute.ANY, BreakerEffect.COOL_DOWN),
+        Outcome.DENIED: Meaning(NextRoute.ANY, BreakerEffect.OPEN, is_operator_error=True),
+        Outcome.CONTEXT_WINDOW: Meaning(NextRoute.LARGER_WINDOW, BreakerEffect.IGNORE),
+        Outcome.CONTENT_POLICY: _NOT_THE_MODEL,
+        Outcome.BAD_REQUEST: _NOT_THE_MODEL,
+        Outcome.BAD_OUTPUT: Meaning(NextRoute.ONCE, BreakerEffect.IGNORE, is_bad_quality=True),
+        Outcome.PROGRAM_ERROR: _NOT_THE_MODEL,
+        Outcome.CANCELLED: _NOTHING_LEARNED,
+        Outcome.REJECTED: _NOTHING_LEARNED,
+    }
+)
+"""The table; every ``Outcome`` has its row."""
+
+
+def classify_latency(outcome: Outcome, latency_s: float, slow_call_s: float) -> Outcome:
+    """``SLOW`` for an answer that took ``slow_call_s`` seconds or more; any other outcome as it is."""
+    return Outcome.SLOW if outcome is Outcome.OK and latency_s >= slow_call_s else outcome

@@ -1,0 +1,185 @@
+"""A replica's line to the control plane: report out, snapshot in, a few times a second.
+
+Never on the request's path. While the control plane is away, the last snapshot stays in force and what could
+not be reported waits, bounded, for the next exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from serve_app.config import Policy
+from serve_app.messages import Attempt, BreakerState, Outcome, OutcomeCount, Report, Snapshot
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from serve_app.adapters.telemetry import Telemetry
+
+log = logging.getLogger("switchyard.control_link")
+
+EXCHANGE_INTERVAL_S = 0.25
+EXCHANGE_TIMEOUT_S = 2.0
+
+
+MAX_SAMPLES = 500
+"""Most latencies, and most waits, that one report carries; the newest are kept."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What the next report will say."""
+
+    outcomes: dict[tuple[str, Outcome], OutcomeCount] = field(default_factory=dict)
+    calls: int = 0
+    failed_calls: int = 0
+    latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+
+    def add(self, outcome: OutcomeCount) -> None:
+        key = (outcome.model, outcome.outcome)
+        if before := self.outcomes.get(key):
+            total_s = before.total_latency_s + outcome.total_latency_s
+            outcome = replace(outcome, count=before.count + outcome.count, total_latency_s=total_s)
+        self.outcomes[key] = outcome
+
+    def merge(self, later: _Pending) -> None:
+        for outcome in later.outcomes.values():
+            self.add(outcome)
+        self.calls += later.calls
+        self.failed_calls += later.failed_calls
+        self.latencies_s += later.latencies_s
+        self.waits_s += later.waits_s
+
+
+class ControlLink:
+    """Exchanges with the control plane on behalf of one replica.
+
+    Args:
+        handle: of the control plane; ``None`` keeps the default policy and reports to nobody.
+        deployment: name of the part this replica plays.
+        telemetry: the replica's metrics, sent with every report.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any] | None, deployment: str, telemetry: Telemetry) -> None:
+        self.source = f"{deployment}-{uuid.uuid4().hex[:8]}"
+        self.snapshot = Snapshot(version=0, policy=Policy())
+        self._handle = handle
+        self._deployment = deployment
+        self._telemetry = telemetry
+        self._pending = _Pending()
+        self._gauges: list[Callable[[], Mapping[str, float]]] = []
+        self._breakers: Callable[[], Mapping[str, BreakerState]] = dict
+        self._listeners: list[Callable[[Snapshot], None]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._is_connected = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a snapshot has ever arrived."""
+        return self._handle is None or self.snapshot.version > 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the last exchange worked."""
+        return self._handle is None or self._is_connected
+
+    def add_gauges(self, read: Callable[[], Mapping[str, float]]) -> None:
+        """Send what ``read`` returns with every report."""
+        self._gauges.append(read)
+
+    def on_snapshot(self, listener: Callable[[Snapshot], None]) -> None:
+        """Call ``listener`` with every snapshot that differs from the one before."""
+        self._listeners.append(listener)
+
+    def add_breakers(self, read: Callable[[], Mapping[str, BreakerState]]) -> None:
+        """Send the breakers' states that ``read`` returns with every report."""
+        self._breakers = read
+
+    def attempt_finished(self, attempt: Attempt) -> None:
+        """Put a finished attempt into the next report."""
+        self._pending.add(OutcomeCount(attempt.model, attempt.outcome, 1, attempt.latency_s))
+
+    def call_finished(self, latency_s: float, *, failed: bool) -> None:
+        """Put an answered call into the next report."""
+        self._pending.calls += 1
+        self._pending.failed_calls += failed
+        self._pending.latencies_s.append(latency_s)
+
+    def waited(self, wait_s: float) -> None:
+        """Put a call's wait for a slot into the next report."""
+        self._pending.waits_s.append(wait_s)
+
+    def start(self) -> None:
+        """Begin to exchange; needs a running loop."""
+        if self._handle is not None and self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """Stop exchanging."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def ask(self, method: str) -> Any | None:  # noqa: ANN401 - what the method returns
+        """What the control plane answers to ``method``; ``None`` when it cannot be asked."""
+        if self._handle is None:
+            return None
+        try:
+            async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
+                return await getattr(self._handle, method).remote()
+        except (RayError, RayServeException, TimeoutError) as error:
+            log.warning("control_plane.silent", extra={"method": method, "why": type(error).__name__})
+            return None
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._exchange()
+            except (RayError, RayServeException, TimeoutError) as error:
+                self._note_connection(is_connected=False, why=type(error).__name__)
+            await asyncio.sleep(EXCHANGE_INTERVAL_S)
+
+    async def _exchange(self) -> None:
+        sent, self._pending = self._pending, _Pending()
+        try:
+            async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
+                assert self._handle is not None  # noqa: S101 - start() makes the task only with a handle
+                snapshot: Snapshot = await self._handle.exchange.remote(self._report(sent))
+        except BaseException:
+            sent.merge(self._pending)
+            self._pending = sent
+            raise
+        self._note_connection(is_connected=True)
+        if snapshot != self.snapshot:
+            self.snapshot = snapshot
+            for listener in self._listeners:
+                listener(snapshot)
+
+    def _report(self, pending: _Pending) -> Report:
+        return Report(
+            self.source,
+            self._deployment,
+            tuple(pending.outcomes.values()),
+            pending.calls,
+            pending.failed_calls,
+            tuple(pending.latencies_s),
+            tuple(pending.waits_s),
+            self._breakers(),
+            {name: value for read in self._gauges for name, value in read().items()},
+            self._telemetry.samples(),
+        )
+
+    def _note_connection(self, *, is_connected: bool, why: str = "") -> None:
+        if is_connected != self._is_connected:
+            log.warning("control_plane.%s", "reached" if is_connected else "lost", extra={"why": why})
+        self._is_connected = is_connected

@@ -1,0 +1,181 @@
+"""The HTTP face of the ingress: one typed route a program, and the pages an operator needs."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from importlib import metadata, resources
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from serve_app.core.cache_policy import parse_cache_control
+from serve_app.deployments.http_problems import problem, problem_response, to_json
+from serve_app.deployments.openapi import add_program_types, describe, describe_in_full
+from serve_app.deployments.reply import cache_status_header, reply
+from serve_app.errors import SwitchyardError, TooLarge, UnsupportedMediaType
+
+if TYPE_CHECKING:
+    from serve_app.deployments.ingress import Ingress
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_JSON_TYPE = re.compile(r"application/(json|[\w.+-]+\+json)\s*(;.*)?", re.IGNORECASE)
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def build_api(ingress: Ingress) -> FastAPI:
+    """The ASGI application over one ingress; made on the replica, from its configuration."""
+    version = metadata.version("dspy-switchyard")
+    api = FastAPI(title="Switchyard", version=version, docs_url=None, redoc_url=None, openapi_url=None)
+    _add_errors(api)
+    _add_programs(api, ingress)
+    _add_operations(api, ingress)
+    _add_docs(api, ingress)
+    return api
+
+
+def request_id_of(request: Request) -> str:
+    """The caller's ``X-Request-ID`` when it is printable and short, else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body, never holding more than ``max_bytes`` of it.
+
+    Raises:
+        UnsupportedMediaType: it is not JSON.
+        TooLarge: it is larger than that.
+    """
+    content_type = request.headers.get("content-type", "")
+    if not _JSON_TYPE.fullmatch(content_type):
+        raise UnsupportedMediaType("send content-type: application/json")
+    declared = request.headers.get("content-length", "0")
+    too_large = TooLarge(f"the body may have at most {max_bytes} bytes")
+    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _add_errors(api: FastAPI) -> None:
+    @api.exception_handler(SwitchyardError)
+    async def _(request: Request, error: SwitchyardError) -> Response:
+        return problem_response(error, request_id_of(request))
+
+    @api.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> Response:
+        known = SwitchyardError(str(error.detail))
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        members = problem(known, request_id_of(request)) | {
+            "type": f"urn:switchyard:problem:{code}",
+            "title": str(error.detail),
+            "status": error.status_code,
+            "code": code,
+        }
+        return Response(to_json(members), error.status_code, error.headers, "application/problem+json")
+
+
+def _add_programs(api: FastAPI, ingress: Ingress) -> None:
+    max_body_bytes = ingress.config.limits.max_body_bytes
+
+    def route(name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def call(request: Request) -> Response:
+            return await _answer(ingress, name, request, max_body_bytes)
+
+        return call
+
+    for name, program in ingress.programs.items():
+        api.post(f"/v1/programs/{name}", summary=f"Call {name}", description=program.description, tags=["programs"])(
+            route(name)
+        )
+
+    @api.post("/v1/programs/{program:path}", include_in_schema=False)
+    async def unknown(program: str, request: Request) -> Response:
+        return await _answer(ingress, program, request, max_body_bytes)
+
+    @api.get("/v1/programs", summary="What is served", tags=["programs"])
+    async def programs() -> Response:
+        return _json({"programs": [describe(program) for program in ingress.programs.values()]})
+
+    @api.get("/v1/programs/{program:path}", summary="One program's types and levels", tags=["programs"])
+    async def program(program: str) -> Response:
+        return _json(describe_in_full(ingress.reader.program(program)))
+
+
+async def _answer(ingress: Ingress, name: str, request: Request, max_body_bytes: int) -> Response:
+    started = time.monotonic()
+    request_id = request_id_of(request)
+    try:
+        ingress.reader.program(name)
+        inputs, options = ingress.reader.body(await read_body(request, max_body_bytes))
+        freshness = parse_cache_control(request.headers.get("cache-control", ""))
+        result = await ingress.answer(name, inputs, options, request_id, freshness)
+    except SwitchyardError as error:
+        return problem_response(error, request_id)
+    headers = {"X-Request-ID": request_id, "Cache-Status": cache_status_header(result)}
+    if result.age_s:
+        headers["Age"] = str(math.floor(result.age_s))
+    body = reply(name, request_id, result, time.monotonic() - started)
+    return Response(to_json(body), 200, headers, "application/json")
+
+
+def _add_operations(api: FastAPI, ingress: Ingress) -> None:
+    @api.get("/health", summary="Alive", tags=["operations"])
+    async def health() -> Response:
+        return _json({"status": "ok"})
+
+    @api.get("/ready", summary="Able to answer", tags=["operations"])
+    async def ready() -> Response:
+        is_ready = ingress.link.is_ready
+        return _json({"ready": is_ready}, 200 if is_ready else 503)
+
+    @api.get("/v1/status", summary="What the system is doing", tags=["operations"])
+    async def status() -> Response:
+        return _json(await ingress.status())
+
+    @api.get("/metrics", summary="Prometheus metrics of the whole cluster", tags=["operations"])
+    async def metrics() -> Response:
+        return Response(await ingress.metrics(), media_type=METRICS_TYPE)
+
+    console = resources.files("serve_app") / "console" / "index.html"
+    page = console.read_text(encoding="utf-8")
+
+    @api.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return HTMLResponse(page)
+
+
+def _add_docs(api: FastAPI, ingress: Ingress) -> None:
+    api.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
+    document = add_program_types(get_openapi(title=api.title, version=api.version, routes=api.routes), ingress.programs)
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return _json(document)
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="Switchyard",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon.png",
+        )
+
+
+def _json(payload: Any, status: int = 200) -> Response:  # noqa: ANN401 - whatever JSON can hold
+    return Response(to_json(payload), status, media_type="application/json")

@@ -1,0 +1,238 @@
+"""``Ingress``: where calls enter, over HTTP or from Python, and where they become batches."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from serve_app.adapters.dspy_program import Program
+from serve_app.adapters.local_store import LocalStore
+from serve_app.adapters.system_stats import process_memory_mb
+from serve_app.adapters.telemetry import MetricsPage, Telemetry
+from serve_app.config import AppConfig
+from serve_app.core.admission import Admission
+from serve_app.core.cache_key import cache_key, level_fingerprint
+from serve_app.core.cache_policy import Decision, decide_entry, entry_of, keep_s, parse_cache_control
+from serve_app.core.clock import Clock
+from serve_app.core.permit import Refusal
+from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.reply import reply
+from serve_app.deployments.requests import RequestReader
+from serve_app.deployments.stage import Lane, Stage
+from serve_app.errors import ClientClosed, DeadlineExceeded, Overloaded, SwitchyardError
+from serve_app.messages import CacheStatus, Call, Freshness, Level, Options, Result
+
+_REFUSED = frozenset({"invalid_inputs", "unknown_program", "shed", "rate_limited", "client_closed"})
+_FAILED = frozenset({"no_route", "bad_output", "deadline_exceeded", "internal"})
+
+
+class Ingress:
+    """Validates, stamps, admits, answers from its near cache, and batches the rest downstream.
+
+    Args:
+        config: the application's topology.
+        programs: by name.
+        downstream: the stage behind the batches.
+        telemetry: this replica's metrics.
+        link: the line to the control plane.
+    """
+
+    def __init__(  # noqa: PLR0913 - one argument for each thing that a test replaces
+        self,
+        config: AppConfig,
+        programs: Mapping[str, Program],
+        downstream: Stage,
+        telemetry: Telemetry,
+        link: ControlLink,
+        *,
+        clock: Clock = time.monotonic,
+        unix_clock: Clock = time.time,
+    ) -> None:
+        self.config = config
+        self.programs = programs
+        self.link = link
+        self.telemetry = telemetry
+        self.reader = RequestReader(programs, (model.name for model in config.models), config.limits.max_deadline_s)
+        self._near = LocalStore(config.cache.near_entries, config.cache.near_max_bytes, clock=clock)
+        self._lane = Lane(downstream, resubmit=True)
+        self._admission = Admission(config.limits.max_queued_requests, clock=clock)
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._prefix = uuid.uuid4().hex[:8]
+        self._ids = itertools.count()
+        self._fingerprints: dict[tuple[str, Level, str | None], str] = {}
+        link.add_gauges(self._gauges)
+
+    async def predict(
+        self,
+        program: str,
+        inputs: Mapping[str, Any],
+        options: Mapping[str, Any] | None = None,
+        request_id: str = "",
+        cache_control: str = "",
+    ) -> dict[str, Any]:
+        """Answer one call: ``{"outputs": {…}, "meta": {…}}``, as over HTTP.
+
+        Raises:
+            SwitchyardError: one of the tree in ``serve_app.errors``.
+        """
+        request_id = request_id or uuid.uuid4().hex
+        started = self._clock()
+        result = await self.answer(program, inputs, options or {}, request_id, parse_cache_control(cache_control))
+        return reply(program, request_id, result, self._clock() - started)
+
+    async def answer(
+        self,
+        program: str,
+        inputs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        request_id: str,
+        freshness: Freshness,
+    ) -> Result:
+        """Answer one call and count it, whatever becomes of it."""
+        started = self._clock()
+        name = self.reader.program(program).name
+        model, status = "none", "internal"
+        try:
+            result = await self._result(self._call(name, inputs, options, request_id, freshness))
+            model = result.model or model
+            if result.error:
+                raise result.error.about(request_id, result.attempts)
+            status = "success"
+        except SwitchyardError as error:
+            status = error.code
+            raise
+        except asyncio.CancelledError:
+            status = ClientClosed.code
+            raise
+        finally:
+            self._finished(name, model, status, self._clock() - started)
+        if result.confidence is not None and not result.tier:
+            self.telemetry.scored(name, "confidence", result.confidence)
+        return result
+
+    def _finished(self, program: str, model: str, status: str, latency_s: float) -> None:
+        self.telemetry.call_finished(program, model, status, latency_s)
+        if status not in _REFUSED:
+            self.link.call_finished(latency_s, failed=status in _FAILED)
+
+    def _call(
+        self,
+        program: str,
+        inputs: Mapping[str, Any],
+        raw_options: Mapping[str, Any],
+        request_id: str,
+        freshness: Freshness,
+    ) -> Call:
+        options = self.reader.options(raw_options)
+        known = self.programs[program]
+        values = self.reader.inputs(known, inputs)
+        level = self.link.snapshot.level
+        key = "" if known.config.cache.ttl_s == 0 else self._key(known, values, options)
+        remaining_s = options.deadline_s or self.config.limits.default_deadline_s
+        call_id = f"{self._prefix}-{next(self._ids)}"
+        return Call(call_id, request_id, program, values, remaining_s, options, level, key=key, freshness=freshness)
+
+    def _key(self, program: Program, inputs: Mapping[str, Any], options: Options) -> str:
+        level = self.link.snapshot.level
+        return cache_key(
+            program=program.name,
+            version=program.version,
+            level=level,
+            tenant="",
+            inputs=inputs,
+            options=options,
+            fingerprint=self._fingerprint(program, level, options.model),
+        )
+
+    def _fingerprint(self, program: Program, level: Level, pin: str | None) -> str:
+        known = self._fingerprints.get((program.name, level, pin))
+        if known is None:
+            models, default = self.config.models, self.config.default_model
+            known = level_fingerprint(program.config, level, models, default_model=default, pin=pin)
+            self._fingerprints[program.name, level, pin] = known
+        return known
+
+    async def _result(self, call: Call) -> Result:
+        if near := self._from_near(call):
+            return near
+        deadline = self._clock() + call.remaining_s
+        with self._admitted(call):
+            future = await self._collect(call)
+            try:
+                async with asyncio.timeout(deadline - self._clock()):
+                    result = await future
+            except TimeoutError as error:
+                message = f"no answer within {call.remaining_s:g} s"
+                raise DeadlineExceeded(message, request_id=call.request_id) from error
+        self._keep_near(call, result)
+        return result
+
+    def _from_near(self, call: Call) -> Result | None:
+        entry = self._near.get(call.key) if call.key else None
+        if entry is None:
+            return None
+        config, unix_now = self.programs[call.program].config.cache, self._unix_clock()
+        if decide_entry(config, call.freshness, entry, unix_now) is not Decision.FRESH:
+            return None
+        self.telemetry.cache_hit(call.program, "near")
+        return entry.answer(call.id, status=CacheStatus.HIT, tier="near", age_s=entry.age_s(unix_now))
+
+    def _keep_near(self, call: Call, result: Result) -> None:
+        if result.cache is CacheStatus.STALE:
+            return
+        config = self.programs[call.program].config.cache
+        entry = entry_of(config, call, replace(result, tier=""), self._unix_clock() - result.age_s)
+        if entry is not None:
+            self._near.put(call.key, entry, keep_s(config, entry.ttl_s) - result.age_s)
+
+    async def _collect(self, call: Call) -> asyncio.Future[Result]:
+        """Put the call into a batch; the deployment overrides this with ``@serve.batch``."""
+        return self.start_batch([call])[0]
+
+    def start_batch(self, calls: Sequence[Call]) -> list[asyncio.Future[Result]]:
+        """Send a batch on its way; one future a call, so that no caller waits for a neighbour."""
+        self.telemetry.batched(len(calls))
+        return self._lane.ask_all(calls)
+
+    @contextmanager
+    def _admitted(self, call: Call) -> Iterator[None]:
+        """Hold a place for the call, or refuse it before any work.
+
+        Raises:
+            Overloaded: too much is waiting.
+        """
+        ticket = self._admission.admit(call.options.priority, call.remaining_s)
+        if isinstance(ticket, Refusal):
+            self.telemetry.shed(ticket.reason, call.options.priority)
+            raise Overloaded(f"too much traffic: {ticket.reason}", ticket.retry_after_s)
+        ticket.start()
+        with ticket:
+            yield
+            ticket.finish()
+
+    async def status(self) -> dict[str, Any]:
+        """What ``GET /v1/status`` shows; says so when the control plane cannot be asked."""
+        cluster: dict[str, Any] | None = await self.link.ask("status")
+        own = {"ready": self.link.is_ready, "level": self.link.snapshot.level.value}
+        return own | (cluster if cluster is not None else {"control_plane": "unreachable"})
+
+    async def metrics(self) -> bytes:
+        """The cluster's metrics; this replica's own when the control plane cannot be asked."""
+        cluster: bytes | None = await self.link.ask("metrics")
+        if cluster is not None:
+            return cluster
+        page = MetricsPage()
+        page.update(self.link.source, self.telemetry.samples())
+        return page.render()
+
+    def _gauges(self) -> dict[str, float]:
+        self.telemetry.set_active(self._admission.running)
+        self.telemetry.set_memory_mb(process_memory_mb())
+        return {"active": self._admission.running, "cache_near_entries": len(self._near)}

@@ -1,0 +1,202 @@
+"""The deployments as Ray Serve starts them: each builds what its plain class needs in the replica's own process.
+
+Nothing is decided here. A class of this file is its plain class plus a constructor that takes what can be pickled
+(configuration and handles), so a test constructs the plain one, and a graph binds this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from serve_app.adapters.dspy_engine import LMPool
+from serve_app.adapters.dspy_program import Program, load_program
+from serve_app.adapters.embedded_redis import EmbeddedRedis
+from serve_app.adapters.json_log import configure_logging
+from serve_app.adapters.redis_store import RedisStore
+from serve_app.adapters.telemetry import Telemetry
+from serve_app.config import AppConfig, ModelConfig
+from serve_app.deployments.autoscaling import QUEUE_DEPTH
+from serve_app.deployments.cache import Cache
+from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.control_plane import ControlPlane
+from serve_app.deployments.http_api import build_api
+from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.model_replica import ModelReplica
+from serve_app.deployments.router import Router
+from serve_app.deployments.stage import HandleStage, Stage
+from serve_app.messages import Call, Result
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve.handle import DeploymentHandle
+
+    Handle = DeploymentHandle[Any]
+    Wire = Callable[[AppConfig, Mapping[str, Handle], Telemetry, ControlLink], Stage]
+
+log = logging.getLogger("switchyard.replicas")
+
+EMBEDDED_REDIS = "EmbeddedRedis"
+"""Name of the deployment that runs the embedded Redis."""
+MODEL_ACCEPT_S = 2.0
+"""Seconds within which some replica of a model must take a batch."""
+REDIS_REFRESH_S = 2.0
+"""Seconds between looks at where the embedded Redis is: it may have been started anew."""
+
+
+def model_deployment_name(model: str) -> str:
+    """Name of the deployment that serves a model."""
+    return f"Model-{model}"
+
+
+def _load_programs(config: AppConfig) -> dict[str, Program]:
+    return {program.name: load_program(program) for program in config.programs}
+
+
+class IngressDeployment(Ingress):
+    """The ingress over HTTP and handles.
+
+    Args:
+        config: the application's topology.
+        control: handle of the control plane.
+        wire: builds the stage behind the batches from ``handles``.
+        handles: of the deployments behind, by name.
+    """
+
+    def __init__(self, config: AppConfig, control: Handle, wire: Wire, handles: Mapping[str, Handle]) -> None:
+        configure_logging("Ingress")
+        telemetry = Telemetry()
+        link = ControlLink(control, "Ingress", telemetry)
+        super().__init__(config, _load_programs(config), wire(config, handles, telemetry, link), telemetry, link)
+        self._batched.set_max_batch_size(config.batching.max_batch_size)
+        self._batched.set_batch_wait_timeout_s(config.batching.batch_wait_timeout_s)
+        link.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """The HTTP application; called by Ray Serve after the constructor."""
+        return build_api(self)
+
+    async def _collect(self, call: Call) -> asyncio.Future[Result]:
+        future: asyncio.Future[Result] = await self._batched(call)
+        return future
+
+    @serve.batch
+    async def _batched(self, calls: list[Call]) -> list[asyncio.Future[Result]]:
+        return self.start_batch(calls)
+
+
+class CacheDeployment(Cache):
+    """The shared cache level as a replica of its own.
+
+    Args:
+        config: the application's topology.
+        control: handle of the control plane.
+        downstream: handle of the stage behind the cache.
+        redis: handle of the embedded Redis, when there is one.
+    """
+
+    def __init__(self, config: AppConfig, control: Handle, downstream: Handle, redis: Handle | None) -> None:
+        configure_logging("Cache")
+        telemetry = Telemetry()
+        link = ControlLink(control, "Cache", telemetry)
+        super().__init__(config, HandleStage(downstream), telemetry, link)
+        self.spawn(follow_redis(self, config.cache.redis_url, redis))
+        link.start()
+
+
+class RouterDeployment(Router):
+    """The router as a replica of its own.
+
+    Args:
+        config: the application's topology.
+        control: handle of the control plane.
+        handles: of the model deployments, by their names.
+    """
+
+    def __init__(self, config: AppConfig, control: Handle, handles: Mapping[str, Handle]) -> None:
+        configure_logging("Router")
+        telemetry = Telemetry()
+        link = ControlLink(control, "Router", telemetry)
+        stages = model_stages(config, handles)
+        super().__init__(config, stages, telemetry, link)
+        link.start()
+
+
+class ModelDeployment(ModelReplica):
+    """One model's replica.
+
+    Args:
+        config: the application's topology.
+        model: the model.
+        control: handle of the control plane.
+    """
+
+    def __init__(self, config: AppConfig, model: ModelConfig, control: Handle) -> None:
+        name = model_deployment_name(model.name)
+        configure_logging(name)
+        telemetry = Telemetry()
+        link = ControlLink(control, name, telemetry)
+        super().__init__(model, _load_programs(config), LMPool(), telemetry, link)
+        link.start()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What ``serve_app.deployments.autoscaling`` decides by."""
+        return {QUEUE_DEPTH: self.queue_depth}
+
+
+class ControlPlaneDeployment(ControlPlane):
+    """The control plane; ``user_config`` is its policy.
+
+    Args:
+        config: the application's topology.
+    """
+
+    def __init__(self, config: AppConfig) -> None:
+        configure_logging("ControlPlane")
+        super().__init__(config.models)
+
+
+class EmbeddedRedisDeployment:
+    """A Redis-compatible server of our own, for a machine that has none."""
+
+    def __init__(self) -> None:
+        configure_logging("EmbeddedRedis")
+        self._server = EmbeddedRedis()
+
+    async def url(self) -> str:
+        """Where it is."""
+        return self._server.url
+
+    def __del__(self) -> None:
+        self._server.stop()
+
+
+def model_stages(config: AppConfig, handles: Mapping[str, Handle]) -> dict[str, Stage]:
+    """A stage for each model; one whose replicas are all gone is given up quickly, so that a call can go elsewhere."""
+    return {
+        model.name: HandleStage(handles[model_deployment_name(model.name)], accept_timeout_s=MODEL_ACCEPT_S)
+        for model in config.models
+    }
+
+
+async def follow_redis(cache: Cache, url: str | None, embedded: Handle | None) -> None:
+    """Give the cache its shared level, and again when the embedded server has moved."""
+    if embedded is None:
+        cache.redis = RedisStore(url) if url else None
+        return
+    known = ""
+    while True:
+        try:
+            found: str = await embedded.url.remote()
+        except (RayError, RayServeException) as error:
+            log.warning("embedded_redis.unknown", extra={"why": type(error).__name__})
+        else:
+            if found != known:
+                known, cache.redis = found, RedisStore(found)
+        await asyncio.sleep(REDIS_REFRESH_S)

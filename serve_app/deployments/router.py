@@ -1,0 +1,218 @@
+"""``Router``: turns a call into a route, and asks one model after the other until one answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from serve_app.adapters.telemetry import Telemetry
+from serve_app.config import AppConfig
+from serve_app.core.circuit_breaker import CircuitBreaker
+from serve_app.core.clock import Clock
+from serve_app.core.deadline import attempt_timeout_s
+from serve_app.core.fallback import FallbackPlan
+from serve_app.core.outcomes import MEANINGS, classify_latency
+from serve_app.core.permit import Permit, Refusal
+from serve_app.core.recent_usage import RecentUsage
+from serve_app.core.retry_budget import RetryBudget
+from serve_app.core.routing import Demand, ModelFacts, select
+from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.stage import Chunks, Lane, Stage, answer_each
+from serve_app.errors import (
+    CircuitOpen,
+    DeadlineExceeded,
+    NoRoute,
+    RateLimited,
+    SwitchyardError,
+    UpstreamError,
+)
+from serve_app.messages import Attempt, Call, Outcome, Result, Route, Snapshot, Usage
+
+log = logging.getLogger("switchyard.router")
+
+REPLY_GRACE_S = 0.5
+"""Seconds a replica has, past an attempt's time, to say itself that the time is over."""
+
+
+@dataclass(slots=True)
+class _Journey:
+    """One call on its way from model to model."""
+
+    call: Call
+    deadline: float
+    demand: Demand
+    plan: FallbackPlan
+    attempts: list[Attempt] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    error: SwitchyardError | None = None
+
+
+class Router:
+    """A stage that answers each call with the first model of its route that can.
+
+    Args:
+        config: the application's topology.
+        stages: who answers for each model, by model name.
+        telemetry: this replica's metrics.
+        link: the line to the control plane, whose snapshots carry the policy.
+    """
+
+    def __init__(
+        self,
+        config: AppConfig,
+        stages: Mapping[str, Stage],
+        telemetry: Telemetry,
+        link: ControlLink,
+        *,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._levels = {program.name: program.levels for program in config.programs}
+        self._default_model = config.default_model
+        self._models = {model.name: model for model in config.models}
+        self._windows = {model.name: model.context_window for model in config.models}
+        self._lanes = {name: Lane(stage) for name, stage in stages.items()}
+        self._telemetry = telemetry
+        self._link = link
+        self._clock = clock
+        policy = link.snapshot.policy
+        self._breakers = {name: CircuitBreaker(policy.breaker, clock=clock) for name in stages}
+        self._budget = RetryBudget(policy.retry, clock=clock)
+        self._recent = RecentUsage(clock=clock)
+        link.add_breakers(lambda: {name: breaker.state for name, breaker in self._breakers.items()})
+        link.on_snapshot(self._reconfigure)
+
+    def run(self, calls: Sequence[Call]) -> Chunks:
+        """Answer each call, each as it is ready."""
+        arrived = self._clock()
+        return answer_each(calls, lambda call: self.answer(call, arrived + call.remaining_s))
+
+    async def answer(self, call: Call, deadline: float) -> Result:
+        """Walk the call's route until a model answers, or nothing is left to try."""
+        demand, route = self._route(call)
+        plan = FallbackPlan(route.models, self._windows, self._link.snapshot.policy.routing.max_attempts)
+        journey = _Journey(call, deadline, demand, plan)
+        while model_and_permit := self._next(journey):
+            result = await self._attempt(journey, *model_and_permit)
+            if result.error is None:
+                return self._finished(journey, result)
+            journey.error = result.error
+        return self._finished(journey, Result(call.id, error=self._why(journey)))
+
+    def _route(self, call: Call) -> tuple[Demand, Route]:
+        level = self._levels[call.program].at(call.level)
+        demand = Demand.of(call.inputs, call.options, level.max_tokens)
+        facts = {
+            name: ModelFacts.of(model, self._recent.expect(call.program, name, prior_latency_s=model.latency_s))
+            for name, model in self._models.items()
+        }
+        return demand, select(demand, level.models, facts, self._link.snapshot.policy.routing, self._default_model)
+
+    def _next(self, journey: _Journey) -> tuple[str, Permit] | None:
+        """The next model that may be asked, with its breaker's permit."""
+        if self._clock() >= journey.deadline:
+            return None
+        for model in journey.plan.models:
+            permit = self._breakers[model].acquire()
+            if isinstance(permit, Permit):
+                if self._may_ask_again(journey, model):
+                    return model, permit
+                self._breakers[model].release(permit)
+                return None
+            journey.refusals.append(permit)
+            journey.plan.skip(model)
+        return None
+
+    def _may_ask_again(self, journey: _Journey, model: str) -> bool:
+        """A first attempt is free; each further one is paid from the retry budget."""
+        if not journey.attempts:
+            self._budget.deposit()
+            return True
+        if not self._budget.withdraw():
+            journey.refusals.append(Refusal(1.0, "retry_budget"))
+            return False
+        last = journey.attempts[-1]
+        self._telemetry.fell_back(journey.call.program, last.model, model, last.outcome)
+        return True
+
+    async def _attempt(self, journey: _Journey, model: str, permit: Permit) -> Result:
+        started = self._clock()
+        remaining_s = journey.deadline - started
+        timeout_s = attempt_timeout_s(remaining_s, journey.plan.attempts_left, self._models[model].latency_s)
+        call = replace(journey.call, model=model, remaining_s=timeout_s)
+        try:
+            async with asyncio.timeout(min(timeout_s + REPLY_GRACE_S, remaining_s)):
+                result = await self._lanes[model].ask(call)
+        except TimeoutError:
+            result = Result(call.id, error=UpstreamError(f"{model} did not answer in time", outcome=Outcome.TIMEOUT))
+        except asyncio.CancelledError:
+            self._breakers[model].release(permit)
+            raise
+        self._learn(journey, model, permit, result, self._clock() - started)
+        return result
+
+    def _learn(self, journey: _Journey, model: str, permit: Permit, result: Result, latency_s: float) -> None:
+        """Tell everyone who decides how the attempt ended."""
+        outcome = result.error.outcome if result.error else Outcome.OK
+        retry_after_s = result.error.retry_after_s if result.error else None
+        self._breakers[model].record(permit, outcome, latency_s, retry_after_s=retry_after_s)
+        attempt = result.attempts[-1] if result.attempts else Attempt(model, outcome, latency_s)
+        slow_call_s = self._link.snapshot.policy.breaker.slow_call_s
+        attempt = replace(attempt, outcome=classify_latency(outcome, latency_s, slow_call_s), latency_s=latency_s)
+        journey.attempts.append(attempt)
+        journey.plan.record(model, outcome)
+        self._link.attempt_finished(attempt)
+        if outcome is Outcome.OK:
+            tokens = journey.demand.input_tokens
+            self._recent.observe(journey.call.program, model, attempt.usage, latency_s, estimated_input_tokens=tokens)
+        elif MEANINGS[outcome].is_operator_error:
+            log.error("model.denied", extra={"model": model, "why": str(result.error)})
+
+    @staticmethod
+    def _finished(journey: _Journey, result: Result) -> Result:
+        """The result with everything that was spent on the way to it."""
+        attempts = tuple(journey.attempts)
+        return replace(
+            result,
+            model=attempts[-1].model if attempts else "",
+            level=journey.call.level,
+            attempts=attempts,
+            usage=sum((attempt.usage for attempt in attempts), Usage()),
+            cost_usd=sum(attempt.cost_usd for attempt in attempts),
+        )
+
+    def _why(self, journey: _Journey) -> SwitchyardError:
+        """What a caller is told when no model answered."""
+        error, outcomes = journey.error, {attempt.outcome for attempt in journey.attempts}
+        if self._clock() >= journey.deadline or outcomes == {Outcome.REJECTED}:
+            return DeadlineExceeded("the deadline passed before a model answered")
+        if error is not None and not _is_down(error):
+            return error
+        retry_after_s = self._retry_after_s(journey, error)
+        if error is not None:
+            return NoRoute(f"no model could answer; the last one: {error}", retry_after_s)
+        reasons = {refusal.reason for refusal in journey.refusals}
+        if reasons == {"cooling"}:
+            return RateLimited("every model is cooling down after a rate limit", retry_after_s)
+        return CircuitOpen("every model of the route is down at the moment", retry_after_s)
+
+    def _retry_after_s(self, journey: _Journey, error: SwitchyardError | None) -> float:
+        """Seconds until the first of the call's models may be asked again."""
+        waits = [refusal.retry_after_s for refusal in journey.refusals]
+        if error is not None:
+            models = {attempt.model for attempt in journey.attempts}
+            refusals = [self._breakers[model].refusal() for model in models]
+            waits += [refusal.retry_after_s if refusal else 1.0 for refusal in refusals]
+        return min(waits, default=1.0)
+
+    def _reconfigure(self, snapshot: Snapshot) -> None:
+        for breaker in self._breakers.values():
+            breaker.reconfigure(snapshot.policy.breaker)
+        self._budget.reconfigure(snapshot.policy.retry)
+
+
+def _is_down(error: SwitchyardError) -> bool:
+    """Whether the error only says that a model is not there, so that the call as a whole found no route."""
+    return isinstance(error, UpstreamError) and error.retryable

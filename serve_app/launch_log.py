@@ -1,0 +1,80 @@
+"""The log of a run: what Ray and the replicas print, in a file of bounded size."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from serve_app.errors import ConfigError
+
+MAX_BYTES: Final = 20 * 2**20
+"""Size at which the file becomes ``<name>.1`` and a new one begins."""
+TAIL_LINES: Final = 15
+
+_CHUNK: Final = 64 * 1024
+
+
+@dataclass
+class LogFile:
+    """Copies a child's output into ``path``, and to standard output when ``echo`` is set."""
+
+    path: Path
+    echo: bool
+    _file: IO[bytes]
+    _copied: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, *, echo: bool) -> Iterator[LogFile]:
+        """A new log; the one of the run before stays as ``<name>.1``.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            log = cls(path, echo, _begin(path))
+        except OSError as error:
+            raise ConfigError([f"the log {path} cannot be written: {error.strerror or error}"]) from None
+        try:
+            yield log
+        finally:
+            log._file.close()
+
+    def copy(self, source: IO[bytes]) -> None:
+        """Copy until ``source`` ends; chunks, not lines, so a busy service's log costs little."""
+        try:
+            while chunk := os.read(source.fileno(), _CHUNK):
+                self._write(chunk)
+        finally:
+            self._copied.set()
+
+    def tail(self, timeout_s: float = 2.0) -> list[str]:
+        """The last lines that are not empty, once the child's output has ended or ``timeout_s`` has passed."""
+        self._copied.wait(timeout_s)
+        text = self.path.read_bytes()[-_CHUNK:].decode(errors="replace")
+        return [line for line in text.splitlines() if line.strip()][-TAIL_LINES:]
+
+    def _write(self, chunk: bytes) -> None:
+        if self.echo:
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.flush()
+        if self._file.closed:  # the run is over; what ends late has no one to tell
+            return
+        self._file.write(chunk)
+        self._file.flush()
+        if self._file.tell() > MAX_BYTES:
+            self._file.close()
+            self._file = _begin(self.path)
+
+
+def _begin(path: Path) -> IO[bytes]:
+    if path.exists():
+        path.replace(path.with_name(path.name + ".1"))
+    return path.open("wb")

@@ -1,0 +1,81 @@
+"""Ask a starting service whether it is ready, and show how to call it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shlex
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any, Final
+
+PROBE_TIMEOUT_S: Final = 2.0
+NOT_FOUND: Final = 404
+
+_SAMPLES: Final[Mapping[str, Any]] = {
+    "string": "Hello",
+    "integer": 1,
+    "number": 1.0,
+    "boolean": True,
+    "array": [],
+    "object": {},
+    "null": None,
+}
+
+
+def is_ready(base_url: str) -> bool:
+    """Whether ``GET /ready`` answers 200; an application without that route counts as ready."""
+    try:
+        with _get(f"{base_url}/ready") as response:
+            return bool(response.status == http.client.OK)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code == NOT_FOUND
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def example_call(base_url: str) -> str:
+    """A ``curl`` for the first program, with a value of the right type for each input it needs; empty if unknown."""
+    try:
+        name = _get_json(f"{base_url}/v1/programs")["programs"][0]["name"]
+        url = f"{base_url}/v1/programs/{name}"
+        inputs = sample(_get_json(url)["inputs"])
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return ""  # not one of our graphs; there is nothing to show
+    body = shlex.quote(json.dumps({"inputs": inputs}, ensure_ascii=False))
+    return f"curl -s {url} -H 'Content-Type: application/json' -d {body}"
+
+
+def sample(schema: Mapping[str, Any], definitions: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON
+    """A small value that fits a JSON Schema of inputs; the schema's own example where it has one."""
+    known = definitions or schema.get("$defs", {})
+    if "$ref" in schema:
+        return sample(known[schema["$ref"].rpartition("/")[2]], known)
+    for key in ("examples", "enum"):
+        if schema.get(key):
+            return schema[key][0]
+    for key in ("const", "default"):
+        if key in schema:
+            return schema[key]
+    for key in ("anyOf", "oneOf", "allOf"):
+        if schema.get(key):
+            return sample(schema[key][0], known)
+    if schema.get("properties"):
+        needed = schema.get("required", [])
+        return {name: sample(inner, known) for name, inner in schema["properties"].items() if name in needed}
+    return _SAMPLES.get(schema.get("type", "string"), "Hello")
+
+
+def _get_json(url: str) -> Any:  # noqa: ANN401 - any JSON
+    with _get(url) as response:
+        return json.load(response)
+
+
+def _get(url: str) -> Any:  # noqa: ANN401 - urllib's response has no public type
+    # No proxy, and no look at the certificate: this asks the very process that was just started here.
+    context = ssl._create_unverified_context()  # noqa: S323, SLF001 - as said above
+    handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    return urllib.request.build_opener(*handlers).open(url, timeout=PROBE_TIMEOUT_S)

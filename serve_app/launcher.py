@@ -1,0 +1,256 @@
+"""``switchyard run``: start Ray Serve with a file, say when it is ready, and leave nothing behind.
+
+    launcher ──starts──▶ launch_child (``serve run``) ──starts──▶ Ray, replicas, HAProxy, the embedded cache server
+       ▲  status, log ◀──────┘
+
+Ctrl-C or SIGTERM: SIGINT to the child, which takes Serve down; then every process below the launcher that is still
+there gets SIGTERM, and SIGKILL after that. A second Ctrl-C skips the waiting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+import psutil
+
+from serve_app.config_lines import read_document
+from serve_app.errors import ConfigError
+from serve_app.launch_log import LogFile
+from serve_app.launch_ports import Endpoint, endpoint_of, needed_ports, reserved
+from serve_app.launch_processes import adopt_orphans, descendants, end_all, reap_orphans
+from serve_app.launch_ready import example_call, is_ready
+
+LOG_FILE: Final = Path(".switchyard/serve.log")
+GRACE_S: Final = 20.0
+"""Seconds Serve gets to finish what it is doing after the first Ctrl-C."""
+TERMINATE_S: Final = 5.0
+KILL_S: Final = 5.0
+TICK_S: Final = 0.2
+STILL_STARTING_S: Final = 30.0
+"""How often a start that takes long says what it waits for."""
+
+THROUGHPUT_FLAGS: Final = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
+"""Ray Serve's fast mode; only ever set together."""
+
+_DEFAULTS: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "true",
+}
+"""Nothing is asked, reported or downloaded at start unless the person set it otherwise.
+
+The draining period is the time in which a load balancer learns that an ingress goes away: 30 s in Ray, for any that
+there are. HAProxy on this machine needs a fraction of a second, and a run should not take half a minute to end.
+"""
+
+
+def environment(inherited: Mapping[str, str], *, plain: bool) -> dict[str, str]:
+    """The environment Ray starts in: fast mode unless ``plain`` or the person chose, a cluster of its own."""
+    made = {**_DEFAULTS, **inherited}
+    made.pop("RAY_ADDRESS", None)
+    chosen = next((inherited[flag] for flag in THROUGHPUT_FLAGS if flag in inherited), "1")
+    return {**made, **dict.fromkeys(THROUGHPUT_FLAGS, "0" if plain else chosen)}
+
+
+def run(file: Path, *, plain: bool = False, verbose: bool = False, log_file: Path = LOG_FILE) -> int:
+    """Serve ``file`` until it is interrupted; the exit code.
+
+    0 after Ctrl-C or SIGTERM, 1 when Serve failed (the reason is on stderr).
+
+    Raises:
+        ConfigError: it cannot be started: the file, a port, the log; one line each.
+    """
+    document = read_document(file)
+    if document.problems:
+        raise ConfigError([str(problem) for problem in document.problems])
+    endpoint = endpoint_of(document.value)
+    variables = environment(os.environ, plain=plain)
+    with reserved(needed_ports(endpoint, variables)), LogFile.open(log_file, echo=verbose) as log:
+        return Run(file, endpoint, log).serve(variables)
+
+
+@dataclass
+class Run:
+    """One run, from the start of the child until nothing of it is left."""
+
+    file: Path
+    endpoint: Endpoint
+    log: LogFile
+    _events: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
+    _applications: dict[str, dict[str, str]] = field(default_factory=dict)
+    _interrupts: int = 0
+    _is_up: bool = False
+
+    def serve(self, variables: Mapping[str, str]) -> int:
+        """Start the child, watch it, and end everything, whatever happens in between."""
+        adopt_orphans()
+        say(f"Starting {self.file} (log: {self.log.path}) …")
+        previous = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._interrupt)
+        child = self._start(variables)
+        try:
+            return self._watch(child)
+        finally:
+            self._end(child)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self, _number: int, _frame: object) -> None:
+        self._interrupts += 1
+
+    def _start(self, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        reading, writing = os.pipe()
+        command = [sys.executable, "-u", "-m", "serve_app.launch_child", str(self.file), str(writing)]
+        child = subprocess.Popen(  # noqa: S603 - our own module and the person's own file
+            command,
+            env=dict(variables),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[writing],
+            process_group=0,  # Ctrl-C reaches the launcher alone, which passes it on
+        )
+        os.close(writing)
+        _in_thread(self._read_events, os.fdopen(reading))
+        _in_thread(self.log.copy, child.stdout)
+        return child
+
+    def _read_events(self, pipe: IO[str]) -> None:
+        with pipe:
+            for line in pipe:
+                self._events.put(json.loads(line))
+
+    def _watch(self, child: subprocess.Popen[bytes]) -> int:
+        next_word = time.monotonic() + STILL_STARTING_S
+        while not self._interrupts:
+            ended = child.poll() is not None
+            reason = self._take_events()
+            if reason is not None:
+                return reason
+            if ended:
+                return self._died(child.returncode)
+            if not self._is_up and self._is_ready():
+                self._is_up = True
+                self._say_ready()
+            if not self._is_up and time.monotonic() >= next_word:
+                next_word += STILL_STARTING_S
+                self._say_waiting()
+            reap_orphans(child.pid)
+        say("Stopping …")
+        return 0
+
+    def _take_events(self) -> int | None:
+        """Wait a tick for news; an exit code when they end the run."""
+        with suppress(queue.Empty):
+            event = self._events.get(timeout=TICK_S)
+            if "problems" in event:
+                raise ConfigError(event["problems"])
+            return self._update(event["applications"])
+        return None
+
+    def _update(self, applications: dict[str, dict[str, str]]) -> int | None:
+        before, self._applications = self._applications, applications
+        for name, found in applications.items():
+            if found["status"] == before.get(name, {}).get("status"):
+                continue
+            if found["status"] in {"DEPLOY_FAILED", "UNHEALTHY"}:
+                complain(f"{name}: {found['status'].lower().replace('_', ' ')}")
+                for line in reason_of(found["message"]):
+                    complain(f"  {line}")
+                if not self._is_up and found["status"] == "DEPLOY_FAILED":
+                    complain(f"More in {self.log.path}.")
+                    return 1
+        return None
+
+    def _is_ready(self) -> bool:
+        statuses = {found["status"] for found in self._applications.values()}
+        return statuses == {"RUNNING"} and is_ready(self.endpoint.url)
+
+    def _say_ready(self) -> None:
+        url = self.endpoint.url
+        say(f"Ready: {url} (API: {url}/docs). Ctrl-C ends it.")
+        call = example_call(url)
+        if call:
+            say(f"Try:\n  {call}")
+
+    def _say_waiting(self) -> None:
+        states = [f"{name} {found['status']}" for name, found in self._applications.items()] or ["Ray is starting"]
+        say(f"Not ready yet: {', '.join(states)}")
+        for found in self._applications.values():
+            for line in reason_of(found["message"]):
+                say(f"  {line}")
+
+    def _died(self, code: int) -> int:
+        complain(f"Ray Serve ended unexpectedly (exit code {code}). The log's last lines ({self.log.path}):")
+        for line in self.log.tail():
+            complain(f"  {line}")
+        return 1
+
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
+        """Take Serve down, then see that no process below this one is left."""
+        known = descendants()
+        asked = self._interrupts
+        with suppress(ProcessLookupError):
+            child.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + GRACE_S
+        while child.poll() is None and time.monotonic() < deadline and self._interrupts <= asked:
+            known |= descendants()
+            self._events_until_now()
+            time.sleep(TICK_S)
+        left = end_all(known, TERMINATE_S, KILL_S)
+        child.poll()
+        reap_orphans(0)
+        for process in left:
+            complain(f"Could not end {_name_of(process)} (pid {process.pid}); end it with: kill -9 {process.pid}")
+
+    def _events_until_now(self) -> None:
+        """Drop what the child still says of its end."""
+        with suppress(queue.Empty):
+            while True:
+                self._events.get_nowait()
+
+
+def reason_of(message: str) -> list[str]:
+    """The lines of Ray's message that a person needs: our own words, or the last line of a traceback."""
+    lines = [line.rstrip() for line in message.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Deploying app ")]
+    if any(line.lstrip().startswith("Traceback ") for line in lines):
+        return lines[-1:]
+    return lines
+
+
+def say(text: str) -> None:
+    """A line for the person."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """A line about what went wrong."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _in_thread(function: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=function, args=arguments, daemon=True).start()
+
+
+def _name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return "a process"
