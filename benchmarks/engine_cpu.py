@@ -19,8 +19,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,13 @@ class Upstream(asyncio.Protocol):
     body = json.dumps(REPLY).encode()
     reply = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for requests."""
         self.transport = transport
         self.received = b""
 
     def data_received(self, data: bytes) -> None:
+        """Answer each request that is whole."""
         self.received += data
         while (end := self.received.find(b"\r\n\r\n")) >= 0:
             head = self.received[:end].lower()
@@ -76,7 +79,7 @@ class Upstream(asyncio.Protocol):
             self.transport.write(self.reply)
 
 
-def serve(pipe: Any) -> None:
+def serve(pipe: Connection) -> None:
     async def main() -> None:
         server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", 0)
         pipe.send(server.sockets[0].getsockname()[1])
@@ -87,7 +90,7 @@ def serve(pipe: Any) -> None:
 
 
 @contextlib.contextmanager
-def process(target: Any, *args: Any) -> Iterator[Any]:
+def process(target: Callable[..., None], *args: str) -> Iterator[Connection]:
     """The pipe to ``target(pipe, *args)`` in a process of its own, which ends with the block."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
@@ -100,7 +103,7 @@ def process(target: Any, *args: Any) -> Iterator[Any]:
         child.join()
 
 
-def answer_of(pipe: Any) -> Any:
+def answer_of(pipe: Connection) -> Any:  # noqa: ANN401 - whatever the process sends
     if not pipe.poll(PATIENCE_S):
         raise RuntimeError(f"a process of the benchmark said nothing for {PATIENCE_S} s")
     return pipe.recv()
@@ -127,7 +130,7 @@ async def ask(lm: dspy.LM, calls: int) -> tuple[float, float]:
     return (time.process_time() - cpu) / calls * 1e3, (time.perf_counter() - wall) / calls * 1e3
 
 
-def contestant(pipe: Any, engine: str, loop_name: str, base: str) -> None:
+def contestant(pipe: Connection, engine: str, loop_name: str, base: str) -> None:
     """Run a round of calls for each number received, over connections that stay open between rounds."""
     loop = LOOPS[loop_name]()
     lm = language_model(engine, base)
@@ -139,13 +142,14 @@ def contestant(pipe: Any, engine: str, loop_name: str, base: str) -> None:
 class Figures:
     """What the rounds of one engine on one event loop took, in milliseconds per call."""
 
-    pipe: Any
+    pipe: Connection
     engine: str
     loop_name: str
     cpu_ms: list[float] = field(default_factory=list)
     wall_ms: list[float] = field(default_factory=list)
 
     def round(self, calls: int) -> tuple[float, float]:
+        """CPU and wall milliseconds per call of one round."""
         self.pipe.send(calls)
         return answer_of(self.pipe)
 

@@ -1,0 +1,1 @@
+"""Programs to serve, and jobs that call them."""

@@ -1,0 +1,1 @@
+"""Ways to wire the deployments; nothing but wiring."""

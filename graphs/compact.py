@@ -6,9 +6,7 @@ The fastest graph, and the right one for a single machine or many equal ingress 
 from collections.abc import Mapping
 from typing import Any
 
-from ray import serve
 from ray.serve import Application
-from ray.serve.handle import DeploymentHandle
 
 from graphs import parts
 from serve_app.adapters.telemetry import Telemetry
@@ -16,7 +14,7 @@ from serve_app.config import AppConfig
 from serve_app.config_check import load_app_config
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.control_link import ControlLink
-from serve_app.deployments.replicas import EMBEDDED_REDIS, IngressDeployment, follow_redis, model_stages
+from serve_app.deployments.replicas import EMBEDDED_REDIS, Handle, follow_redis, model_stages
 from serve_app.deployments.router import Router
 from serve_app.deployments.stage import Stage
 
@@ -28,15 +26,14 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: one line for each thing that is wrong, as ``switchyard check`` words it.
     """
     config = load_app_config(args)
-    control = parts.control_plane().bind(config)
+    control = parts.control_plane(config)
     handles = parts.models(config, control)
     if redis := parts.embedded_redis(config):
         handles[EMBEDDED_REDIS] = redis
-    ingress = serve.deployment(serve.ingress()(IngressDeployment), name="Ingress")
-    return ingress.options(**parts.ingress_options(config)).bind(config, control, wire, handles)
+    return parts.ingress(config, control, wire, handles)
 
 
-def wire(config: AppConfig, handles: Mapping[str, DeploymentHandle], telemetry: Telemetry, link: ControlLink) -> Stage:
+def wire(config: AppConfig, handles: Mapping[str, Handle], telemetry: Telemetry, link: ControlLink) -> Stage:
     """Behind the ingress' batches: cache and router in the same process, the models one hop away."""
     router = Router(config, model_stages(config, handles), telemetry, link)
     cache = Cache(config, router, telemetry, link)

@@ -12,12 +12,17 @@ from serve_app.deployments.replicas import (
     EMBEDDED_REDIS,
     ControlPlaneDeployment,
     EmbeddedRedisDeployment,
+    IngressDeployment,
     ModelDeployment,
     model_deployment_name,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ray.serve import Application
+
+    from serve_app.deployments.replicas import Wire
 
 OPTIONS: dict[str, Any] = {
     "ray_actor_options": {"num_cpus": 0.1},  # replicas wait on the network, not on a core
@@ -28,17 +33,24 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def control_plane() -> Any:  # noqa: ANN401 - Ray's deployments are not typed
-    """The control plane's deployment; exactly one replica, which two at once during an update would not be."""
-    return serve.deployment(ControlPlaneDeployment, name="ControlPlane").options(**OPTIONS | {"max_surge_percent": 0})
+ONE_ONLY = OPTIONS | {"max_surge_percent": 0}
+
+
+def bind(cls: type, name: str, options: Mapping[str, Any], *args: Any) -> Application:  # noqa: ANN401 - any constructor's
+    """A node of the graph: a class, the name and options of its deployment, and its constructor's arguments."""
+    return serve.deployment(name=name, **options)(cls).bind(*args)
+
+
+def control_plane(config: AppConfig) -> Application:
+    """The control plane: always one replica, also during an update."""
+    return bind(ControlPlaneDeployment, "ControlPlane", ONE_ONLY, config)
 
 
 def embedded_redis(config: AppConfig) -> Application | None:
     """The embedded Redis, when the configuration wants it."""
     if config.cache.redis_url != "embedded":
         return None
-    options = OPTIONS | {"max_surge_percent": 0}
-    return serve.deployment(EmbeddedRedisDeployment, name=EMBEDDED_REDIS).options(**options).bind()
+    return bind(EmbeddedRedisDeployment, EMBEDDED_REDIS, ONE_ONLY)
 
 
 def models(config: AppConfig, control: Application) -> dict[str, Application]:
@@ -47,11 +59,12 @@ def models(config: AppConfig, control: Application) -> dict[str, Application]:
     for model in config.models:
         name = model_deployment_name(model.name)
         options = OPTIONS | scaling_options(model.replicas)
-        bound[name] = serve.deployment(ModelDeployment, name=name).options(**options).bind(config, model, control)
+        bound[name] = bind(ModelDeployment, name, options, config, model, control)
     return bound
 
 
-def ingress_options(config: AppConfig) -> dict[str, Any]:
-    """The ingress' options; Ray's bound on calls lies above ours, so that every refusal is ours."""
-    bound = 2 * config.limits.max_queued_requests + 100
-    return OPTIONS | scaling_options(config.ingress) | {"max_ongoing_requests": bound}
+def ingress(config: AppConfig, control: Application, wire: Wire, handles: Mapping[str, Application]) -> Application:
+    """The ingress over what ``wire`` makes of ``handles``; Ray's bound lies above ours, so every refusal is ours."""
+    bound = {"max_ongoing_requests": 2 * config.limits.max_queued_requests + 100}
+    options = OPTIONS | scaling_options(config.ingress) | bound
+    return bind(serve.ingress()(IngressDeployment), "Ingress", options, config, control, wire, handles)

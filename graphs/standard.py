@@ -6,9 +6,7 @@ For teams that scale parts apart, or run several ingress replicas over one share
 from collections.abc import Mapping
 from typing import Any
 
-from ray import serve
 from ray.serve import Application
-from ray.serve.handle import DeploymentHandle
 
 from graphs import parts
 from serve_app.adapters.telemetry import Telemetry
@@ -16,7 +14,7 @@ from serve_app.config import AppConfig
 from serve_app.config_check import load_app_config
 from serve_app.deployments.autoscaling import scaling_options
 from serve_app.deployments.control_link import ControlLink
-from serve_app.deployments.replicas import CacheDeployment, IngressDeployment, RouterDeployment
+from serve_app.deployments.replicas import CacheDeployment, Handle, RouterDeployment
 from serve_app.deployments.stage import HandleStage, Stage
 
 
@@ -27,17 +25,15 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: one line for each thing that is wrong, as ``switchyard check`` words it.
     """
     config = load_app_config(args)
-    control = parts.control_plane().bind(config)
-    router_options = parts.OPTIONS | scaling_options(config.router)
-    router = serve.deployment(RouterDeployment, name="Router").options(**router_options)
-    cache = serve.deployment(CacheDeployment, name="Cache").options(**parts.OPTIONS)
-    routed = router.bind(config, control, parts.models(config, control))
-    cached = cache.bind(config, control, routed, parts.embedded_redis(config))
-    ingress = serve.deployment(serve.ingress()(IngressDeployment), name="Ingress")
-    return ingress.options(**parts.ingress_options(config)).bind(config, control, wire, {"Cache": cached})
+    control = parts.control_plane(config)
+    models, redis = parts.models(config, control), parts.embedded_redis(config)
+    scaled = parts.OPTIONS | scaling_options(config.router)
+    router = parts.bind(RouterDeployment, "Router", scaled, config, control, models)
+    cache = parts.bind(CacheDeployment, "Cache", parts.OPTIONS, config, control, router, redis)
+    return parts.ingress(config, control, wire, {"Cache": cache})
 
 
-def wire(config: AppConfig, handles: Mapping[str, DeploymentHandle], telemetry: Telemetry, link: ControlLink) -> Stage:
+def wire(config: AppConfig, handles: Mapping[str, Handle], telemetry: Telemetry, link: ControlLink) -> Stage:
     """Behind the ingress' batches: the cache, one hop away."""
     del config, telemetry, link
     return HandleStage(handles["Cache"])

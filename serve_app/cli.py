@@ -98,7 +98,7 @@ def simulate(host: str, port: int, profile: Path | None) -> None:
 def main() -> None:
     """Entry point of ``switchyard``."""
     try:
-        cli(standalone_mode=False)
+        cli(prog_name="switchyard", standalone_mode=False)
     except ConfigError as error:
         click.echo("\n".join(error.problems), err=True)
         sys.exit(REFUSED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,7 +35,7 @@ class Client:
         """A client that asks for more than the default with every call.
 
         Args:
-            options: ``complexity``, ``budget_usd``, ``deadline_s``, ``priority``, ``model``, ``max_tokens``, as over HTTP.
+            options: ``complexity``, ``budget_usd``, ``deadline_s``, ``priority``, ``model``, ``max_tokens``.
         """
         return type(self)(self._handle, self._options | options)
 
@@ -77,7 +78,7 @@ def connect(application: str = "switchyard", *, address: str | None = None) -> C
     """
     try:
         if not ray.is_initialized():
-            ray.init(address=address or "auto", log_to_driver=False, logging_level="warning")
+            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
         return Client(serve.get_app_handle(application))
     except (ConnectionError, RayServeException) as error:
         raise NoRoute(f"cannot reach the application {application!r}: {error}") from error

@@ -117,7 +117,7 @@ def _args_model(builder: Callable[..., Any]) -> type[BaseModel] | None:
 
 
 def is_app(builder: Builder | None, args: object) -> bool:
-    """Whether ``args`` is an ``AppConfig``: the builder says so or, when it is missing, the keys look like it."""
-    if builder is not None:
+    """Whether ``args`` is an ``AppConfig``: the builder says so or, when it says nothing, the keys look like it."""
+    if builder is not None and builder.args is not None:
         return builder.args is AppConfig
     return isinstance(args, Mapping) and {"programs", "models"} <= set(args)

@@ -20,6 +20,9 @@ Key = tuple[str | int, ...]
 """Where in a document: mapping keys and list positions from the top."""
 
 MAX_NAMES_SHOWN: Final = 12
+MIN_PREFIX: Final = 3
+
+_MISSING: Final = "required key is missing"
 MAX_TEXT_CHARS: Final = 400
 
 
@@ -64,6 +67,7 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     """``did you mean 'x'?``, or what there is to choose from; empty when nothing is valid."""
     names = {candidate.lower(): candidate for candidate in valid}
     nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    nearest = nearest or [known for known in names if len(name) >= MIN_PREFIX and known.startswith(name.lower())]
     if nearest:
         return f"did you mean '{names[nearest[0]]}'?"
     shown = sorted(names.values())[:MAX_NAMES_SHOWN]
@@ -89,9 +93,34 @@ def from_pydantic(model: type[BaseModel], error: ValidationError, document: obje
     """
     problems: dict[Key, Problem] = {}
     for details in error.errors(include_url=False, include_context=True):
+        if _is_echo(details, document):
+            continue
         key = _existing(details["loc"], document, missing=details["type"] == "missing")
         problems.setdefault(key, Problem(key, _words(model, details, key)))
-    return list(problems.values())
+    return without_echoes(problems.values())
+
+
+def without_echoes(problems: Iterable[Problem]) -> list[Problem]:
+    """Each problem once; a required key that stands there misspelt is unknown, not missing as well."""
+    kept = list(dict.fromkeys(problems))
+    meant = {(problem.key[:-1], problem.text) for problem in kept if problem.key}
+    return [
+        problem
+        for problem in kept
+        if problem.text != _MISSING
+        or (problem.key[:-1], f"unknown key; did you mean '{problem.key[-1]}'?") not in meant
+    ]
+
+
+def _is_echo(details: ErrorDetails, document: object) -> bool:
+    """Whether a list is called too short only because its items are invalid."""
+    if details["type"] != "too_short":
+        return False
+    for part in details["loc"]:
+        if not _holds(document, part):
+            return False
+        document = document[part]  # type: ignore[index]
+    return isinstance(document, (list, tuple)) and len(document) >= details["ctx"]["min_length"]
 
 
 def _existing(loc: Key, document: object, *, missing: bool) -> Key:
@@ -140,7 +169,7 @@ _NUMBER, _INTEGER, _TEXT, _BOOL = "a number", "an integer", "a string", "true or
 _LIST, _MAPPING = "a list", "a mapping"
 
 _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
-    "missing": _says("required key is missing"),
+    "missing": _says(_MISSING),
     "greater_than": lambda c: f"must be above {c['gt']:g}",
     "greater_than_equal": lambda c: f"must be at least {c['ge']:g}",
     "less_than": lambda c: f"must be below {c['lt']:g}",

@@ -7,6 +7,7 @@ nothing. Which keys exist is read from ``ray.serve.schema``, so it is right for 
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,13 +18,14 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.config import AutoscalingPolicy
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config_problem import Key, Problem, from_pydantic, members, models_in, unknown_key
+from serve_app.config_problem import Key, Problem, from_pydantic, members, models_in, unknown_key, without_echoes
 
 MAX_PORT: Final = 65_535
 
 _ALSO_MODELLED: Final[Mapping[str, type[BaseModel]]] = {"autoscaling_policy": AutoscalingPolicy}
 """Fields that Ray types as a plain mapping and reads as a model later."""
 
+_ROUTE: Final = re.compile(r"^/$|^/[^{}]*[^/{}]$")
 _RUNTIME_ENV: Final = frozenset(name for name in RuntimeEnv.known_fields if not name.startswith("_"))
 
 
@@ -33,10 +35,20 @@ def check_serve(document: Mapping[str, Any]) -> list[Problem]:
     shape.visit(ServeDeploySchema, document, ())
     if shape.broken:
         return shape.problems
-    problems = shape.problems + _values(ServeDeploySchema, document, ()) + _ports(document)
+    problems = shape.problems + _ports(document) + _routes(document)
+    sound = copy.deepcopy(dict(document))
     for model, value, key in shape.loose:
-        problems += _values(model, value, key)
-    return problems
+        found = _values(model, value, key)
+        problems += found
+        if found:
+            _take_out(sound, key)  # Ray would stumble over it again, and over nothing else after it
+    return without_echoes(problems + _values(ServeDeploySchema, sound, ()))
+
+
+def _take_out(document: Any, key: Key) -> None:  # noqa: ANN401 - a document
+    for part in key[:-1]:
+        document = document[part]
+    document.pop(key[-1], None)
 
 
 def _values(model: type[BaseModel], value: Mapping[str, Any], key: Key) -> list[Problem]:
@@ -56,6 +68,17 @@ def _ports(document: Mapping[str, Any]) -> list[Problem]:
     given = [(key, (document.get(key[0]) or {}).get(key[1])) for key in keys]
     bad = [key for key, port in given if isinstance(port, int) and not 0 < port <= MAX_PORT]
     return [Problem(key, f"must be between 1 and {MAX_PORT}") for key in bad]
+
+
+def _routes(document: Mapping[str, Any]) -> list[Problem]:
+    """Ray looks at route prefixes only when it deploys."""
+    problems = []
+    for position, application in enumerate(document.get("applications") or ()):
+        route = application.get("route_prefix")
+        if isinstance(route, str) and not _ROUTE.match(route):
+            text = "must begin with '/', must not end with one, and takes no wildcards"
+            problems.append(Problem(("applications", position, "route_prefix"), text))
+    return problems
 
 
 @dataclass

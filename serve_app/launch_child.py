@@ -1,7 +1,7 @@
 """The process in which ``serve run`` runs, started by the launcher and ended with it.
 
 It checks the file, runs Ray's own command, and writes what becomes of the applications to a pipe, a JSON object on
-each line: ``{"problems": [line, …]}`` or ``{"applications": {name: {"status", "message"}}}``.
+each line: ``{"problems": [line, …]}`` or ``{"applications": {name: {"status", "messages"}}}``.
 It ends when its standard input closes, so that a launcher killed by force leaves nothing behind.
 """
 
@@ -82,9 +82,9 @@ def _watch(pipe: StatusPipe, stopping: threading.Event) -> None:
         pipe.write({"applications": {name: _overview(found) for name, found in applications.items()}})
 
 
-def _overview(application: Any) -> dict[str, str]:  # noqa: ANN401 - Ray's dataclass
-    parts = [f"{name}: {found.message}" for name, found in application.deployments.items() if found.message]
-    return {"status": str(application.status.value), "message": "\n".join([application.message, *parts]).strip()}
+def _overview(application: Any) -> dict[str, Any]:  # noqa: ANN401 - Ray's dataclass
+    parts = {name: found.message for name, found in application.deployments.items() if found.message}
+    return {"status": str(application.status.value), "messages": parts or {"": application.message}}
 
 
 def _end_with_launcher() -> None:

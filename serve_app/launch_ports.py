@@ -159,6 +159,7 @@ def _holder(number: int) -> psutil.Process | None:
 def _belongs_to_ray(process: psutil.Process) -> bool:
     """Whether a proxy of a living Ray started it; an orphan's parent is init or whoever adopted it."""
     try:
-        return any("ray" in " ".join(parent.cmdline()) for parent in process.parents()[:1])
+        parent = process.parent()
+        return parent is not None and "".join(parent.cmdline()[:1]).startswith("ray::")
     except psutil.Error:
         return False

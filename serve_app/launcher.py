@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,8 @@ STILL_STARTING_S: Final = 30.0
 
 THROUGHPUT_FLAGS: Final = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 """Ray Serve's fast mode; only ever set together."""
+
+_ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 _DEFAULTS: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -91,7 +94,7 @@ class Run:
     endpoint: Endpoint
     log: LogFile
     _events: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
-    _applications: dict[str, dict[str, str]] = field(default_factory=dict)
+    _applications: dict[str, dict[str, Any]] = field(default_factory=dict)
     _interrupts: int = 0
     _is_up: bool = False
 
@@ -162,14 +165,14 @@ class Run:
             return self._update(event["applications"])
         return None
 
-    def _update(self, applications: dict[str, dict[str, str]]) -> int | None:
+    def _update(self, applications: dict[str, dict[str, Any]]) -> int | None:
         before, self._applications = self._applications, applications
         for name, found in applications.items():
             if found["status"] == before.get(name, {}).get("status"):
                 continue
             if found["status"] in {"DEPLOY_FAILED", "UNHEALTHY"}:
                 complain(f"{name}: {found['status'].lower().replace('_', ' ')}")
-                for line in reason_of(found["message"]):
+                for line in reasons_of(found["messages"]):
                     complain(f"  {line}")
                 if not self._is_up and found["status"] == "DEPLOY_FAILED":
                     complain(f"More in {self.log.path}.")
@@ -191,13 +194,13 @@ class Run:
         states = [f"{name} {found['status']}" for name, found in self._applications.items()] or ["Ray is starting"]
         say(f"Not ready yet: {', '.join(states)}")
         for found in self._applications.values():
-            for line in reason_of(found["message"]):
+            for line in reasons_of(found["messages"]):
                 say(f"  {line}")
 
     def _died(self, code: int) -> int:
         complain(f"Ray Serve ended unexpectedly (exit code {code}). The log's last lines ({self.log.path}):")
         for line in self.log.tail():
-            complain(f"  {line}")
+            complain(f"  {_ANSI.sub('', line)}")
         return 1
 
     def _end(self, child: subprocess.Popen[bytes]) -> None:
@@ -224,13 +227,16 @@ class Run:
                 self._events.get_nowait()
 
 
-def reason_of(message: str) -> list[str]:
-    """The lines of Ray's message that a person needs: our own words, or the last line of a traceback."""
-    lines = [line.rstrip() for line in message.splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("Deploying app ")]
-    if any(line.lstrip().startswith("Traceback ") for line in lines):
-        return lines[-1:]
-    return lines
+def reasons_of(messages: Mapping[str, str]) -> list[str]:
+    """The lines that a person needs of Ray's messages by deployment: our own words, or the end of a traceback."""
+    reasons: list[str] = []
+    for part, message in messages.items():
+        lines = [line.rstrip() for line in _ANSI.sub("", message).splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith("Deploying app ")]
+        if any(line.lstrip().startswith(("Traceback ", 'File "')) for line in lines):
+            lines = [lines[-1].lstrip()]
+        reasons += [f"{part}: {line}" if part else line for line in lines]
+    return reasons
 
 
 def say(text: str) -> None:

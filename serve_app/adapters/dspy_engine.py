@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import CancelledError
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
     from serve_app.config import ModelConfig
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("switchyard.engine")
 
 _GRACE_S = 1.0
 
@@ -181,6 +182,10 @@ class Engine:
             if isinstance(error, lm15.LM15Error):
                 raise
             raise lm15.TimeoutError("no reply before the call's deadline") from error
+        except CancelledError as error:
+            if self._thread.is_closed:
+                raise lm15.ConfigurationError("the connection pool is closed") from error
+            raise
 
     def _warn_on_loop(self) -> None:
         if self._has_warned:
@@ -221,13 +226,13 @@ class LMPool:
         return found
 
     async def aclose(self) -> None:
-        """Close every connection; a call in flight fails."""
+        """Close every connection, for good; calls in flight fail, later ones are refused."""
         await self._transport.aclose()
-        if self._thread.is_running:
-            await asyncio.to_thread(self._close_thread)
+        await asyncio.to_thread(self._close_thread)
 
     def _close_thread(self) -> None:
-        self._thread.run(self._transport.aclose())
+        if self._thread.is_running:
+            self._thread.run(self._transport.aclose())
         self._thread.close()
 
     def _build(self, model: ModelConfig) -> dspy.LM:

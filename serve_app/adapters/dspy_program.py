@@ -22,13 +22,13 @@ from serve_app.adapters.call_scope import current_scope
 from serve_app.adapters.program_answer import Answer, NoOutputs, read_answer
 from serve_app.adapters.program_errors import translate
 from serve_app.adapters.program_levels import Shape, Variant, shape_of, variant_of
-from serve_app.adapters.program_runner import ProgramThreads
+from serve_app.adapters.program_runner import ProgramThreads, out_of_time
 from serve_app.adapters.program_schema import describe_errors
 from serve_app.adapters.program_source import load_module, nearest
 from serve_app.adapters.program_state import apply_state, clear_lms
 from serve_app.adapters.program_version import version_of
-from serve_app.errors import ConfigError, DeadlineExceeded, InvalidInputs, ProgramError
-from serve_app.messages import Level
+from serve_app.errors import ConfigError, InvalidInputs, ProgramError
+from serve_app.messages import Level, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,8 +81,9 @@ class Program:
 
         Raises:
             InvalidInputs: the inputs do not fit the program of this level.
-            DeadlineExceeded: nothing is left of the deadline; nothing ran.
-            UpstreamError: the model failed, or its share of the deadline is used up (outcome ``timeout``).
+            UpstreamError: the model failed, its share of the deadline is used up (outcome ``timeout``), or there was
+                none left to start with (outcome ``rejected``).
+            Overloaded: a sync program whose threads are all stuck.
             UpstreamRefused: the provider refuses this very request.
             BadOutput: the reply does not fit the program's outputs.
             ProgramError: the person's own code raised; logged here, not told to the caller.
@@ -90,7 +91,7 @@ class Program:
         scope = current_scope()
         remaining_s = scope.remaining_s() if scope is not None else call.remaining_s
         if remaining_s <= 0:
-            raise DeadlineExceeded("the deadline passed before the program could start")
+            raise out_of_time(Outcome.REJECTED)
         shape = self._shapes[call.level]
         inputs = shape.apply(_python_values(shape.variant.inputs, call.inputs))
         prediction = await self._predict(shape, inputs, remaining_s, call, lm)

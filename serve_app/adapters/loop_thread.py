@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class LoopThread:
     """Runs coroutines for threads that wait; the thread starts with the first of them and ends with ``close``.
 
-    It is a daemon: a process may end without ``close``.
+    It is a daemon: a process may end without ``close``. ``close`` is for good.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,6 +30,7 @@ class LoopThread:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self.is_closed = False
 
     @property
     def is_running(self) -> bool:
@@ -41,9 +42,14 @@ class LoopThread:
 
         Raises:
             TimeoutError: ``timeout_s`` passed; the work was cancelled.
+            concurrent.futures.CancelledError: closed, before or while the work ran.
             Exception: whatever the work raised.
         """
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._started())
+        with self._lock:
+            if self.is_closed:
+                work.close()
+                raise CancelledError(f"{self._name} is closed")
+            future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._started())
         try:
             return future.result(timeout_s)
         except BaseException:
@@ -55,18 +61,18 @@ class LoopThread:
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
+            self.is_closed = True
         if loop is None or thread is None:
             return
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
     def _started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = new_event_loop()
-                self._thread = threading.Thread(target=_serve, args=(self._loop,), name=self._name, daemon=True)
-                self._thread.start()
-            return self._loop
+        if self._loop is None:
+            self._loop = new_event_loop()
+            self._thread = threading.Thread(target=_serve, args=(self._loop,), name=self._name, daemon=True)
+            self._thread.start()
+        return self._loop
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

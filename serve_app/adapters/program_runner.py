@@ -24,7 +24,7 @@ from dspy.utils.callback import BaseCallback
 
 from serve_app.adapters.program_errors import upstream_error
 from serve_app.adapters.program_interface import entry_point, runs_async
-from serve_app.errors import DeadlineExceeded, Overloaded, UpstreamError
+from serve_app.errors import Overloaded, UpstreamError
 from serve_app.messages import Outcome
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class ProgramThreads:
 
         Raises:
             Overloaded: every thread is stuck.
-            DeadlineExceeded: no thread came free in ``remaining_s`` seconds; nothing ran.
-            UpstreamError: it ran, and was not done in time.
+            UpstreamError: it was not done in ``remaining_s`` seconds (outcome ``timeout``), or no thread came free
+                and nothing ran (outcome ``rejected``).
         """
         if self.stuck >= self._max_threads:
             raise Overloaded("every thread of the program is held by a call that did not end", 1.0)
@@ -66,7 +66,7 @@ class ProgramThreads:
             if not limit.expired():
                 raise
             if running.cancelled():
-                raise DeadlineExceeded("no thread of the program came free before the deadline") from error
+                raise out_of_time(Outcome.REJECTED) from error
             raise out_of_time() from error
         finally:
             if not running.done():
@@ -150,9 +150,10 @@ class _LastFailure(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
         self.last = exception if isinstance(exception, dspy.LMError) else None
 
 
-def out_of_time() -> UpstreamError:
-    """The error of an attempt whose share of the deadline is used up."""
-    return UpstreamError("the program was not done within its share of the deadline", outcome=Outcome.TIMEOUT)
+def out_of_time(outcome: Outcome = Outcome.TIMEOUT) -> UpstreamError:
+    """The error of an attempt whose share of the deadline is used up; ``rejected`` when nothing ran."""
+    done = "started" if outcome is Outcome.REJECTED else "done"
+    return UpstreamError(f"the program was not {done} within its share of the deadline", outcome=outcome)
 
 
 def _assigns_attributes(module: dspy.Module) -> bool:

@@ -7,6 +7,7 @@ serialize as prompt markers by default; in these models they are plain JSON that
 
 from __future__ import annotations
 
+import json
 import math
 import types
 import warnings
@@ -175,10 +176,9 @@ def _wire_type(annotation: Annotation) -> Annotation:
 def _wire_class(cls: type) -> Annotation:
     if issubclass(cls, dspy.Reasoning):
         return Annotated[str, BeforeValidator(_reasoning_text)]
-    if issubclass(cls, (dspy.Type, dspy.History)):
-        return Annotated[cls, WrapValidator(_guarded), PlainSerializer(_plain), WithJsonSchema(_brief_schema(cls))]
-    if issubclass(cls, BaseModel) and _holds_dspy_types(cls, set()):
-        return Annotated[cls, PlainSerializer(_plain)]
+    is_dspys = issubclass(cls, (dspy.Type, dspy.History))
+    if is_dspys or (issubclass(cls, BaseModel) and _holds_dspy_types(cls, set())):
+        return Annotated[(cls, WrapValidator(_guarded), PlainSerializer(_plain), *_brief_schema(cls))]
     return cls
 
 
@@ -201,11 +201,25 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, Enum) else to_jsonable_python(value)
 
 
-def _brief_schema(cls: type) -> dict[str, Any]:
-    """JSON Schema of a DSPy type without its docstring, which explains Python usage."""
+def _brief_schema(cls: type) -> list[WithJsonSchema]:
+    """JSON Schema of a DSPy type in one piece, without docstrings, which explain Python usage.
+
+    Nothing for a type that contains itself: that needs definitions, and pydantic's own schema has them.
+    """
     schema = TypeAdapter(cls).json_schema()
+    definitions = schema.pop("$defs", {})
+    if any(f"#/$defs/{name}" in json.dumps(part) for name, part in definitions.items()):
+        return []
     schema.pop("description", None)
-    return schema
+    return [WithJsonSchema(_inlined(schema, definitions))]
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 - any part of a JSON Schema
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            return _inlined(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
+        return {key: _inlined(part, definitions) for key, part in schema.items()}
+    return [_inlined(part, definitions) for part in schema] if isinstance(schema, list) else schema
 
 
 def _holds_dspy_types(cls: type[BaseModel], seen: set[type]) -> bool:

@@ -1,8 +1,8 @@
 """How long and how hard a call looks, read off its inputs without asking a model.
 
-``estimate_tokens`` counts about four ASCII characters, or three bytes of any other script, as one token:
-within a fifth for English prose, and rather high than low for the rest (a CJK character is three bytes, one token).
-An embedded file (``data:…;base64,…``) counts as one image, whatever its size.
+``estimate_tokens`` counts four ASCII characters, or three bytes of any other script, as one token: within a quarter of
+what tokenizers count for prose, rather above than below (a CJK character is three bytes, one token). An embedded file
+(``data:...;base64,...``) counts as one image, whatever its size.
 
 ``estimate`` adds points and reads the sum as a complexity: 0 low, 1-2 medium, 3 and more high.
 

@@ -1,0 +1,1 @@
+"""Thin Ray Serve shells around plain asynchronous classes."""

@@ -17,6 +17,9 @@ QUEUE_DEPTH = "queue_depth"
 """Name under which a replica records the calls waiting in it."""
 
 
+POLICY = "serve_app.deployments.autoscaling:queue_depth_policy"
+
+
 def replicas_for(queue_depths: Iterable[float], current: int, target_queue_depth: float) -> int:
     """Replicas that bring the calls waiting per replica to the target.
 
@@ -32,9 +35,9 @@ def replicas_for(queue_depths: Iterable[float], current: int, target_queue_depth
 def queue_depth_policy(ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     """Ray Serve autoscaling policy: ``replicas_for`` over what the replicas recorded."""
     recorded = (ctx.aggregated_metrics or {}).get(QUEUE_DEPTH)
-    if not recorded:
+    target = ctx.config.target_ongoing_requests if ctx.config else None
+    if not recorded or not target:
         return ctx.target_num_replicas, {}
-    target: float = ctx.config.target_ongoing_requests
     wanted = replicas_for(recorded.values(), ctx.current_num_replicas, target)
     return max(ctx.capacity_adjusted_min_replicas, min(ctx.capacity_adjusted_max_replicas, wanted)), {}
 
@@ -52,6 +55,6 @@ def scaling_options(replicas: Replicas) -> dict[str, Any]:
             downscale_delay_s=60,
             metrics_interval_s=1,
             look_back_period_s=3,
-            policy=AutoscalingPolicy(policy_function="serve_app.deployments.autoscaling:queue_depth_policy"),
+            policy=AutoscalingPolicy(policy_function=POLICY),  # type: ignore[no-untyped-call]
         )
     }

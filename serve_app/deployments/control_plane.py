@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from serve_app.adapters.telemetry import Family, MetricsPage, gauge
+from serve_app.adapters.telemetry import Family, Labels, MetricsPage, gauge
 from serve_app.config import ModelConfig, Policy
 from serve_app.core.clock import Clock
 from serve_app.core.degradation import DegradationController, Readings
@@ -28,7 +28,7 @@ SILENCE_S = 5.0
 """Seconds without a report after which a replica is taken to be gone."""
 WARM_UP_S = 30.0
 """Seconds after its start in which no level is judged: starting a cluster takes all the CPU there is."""
-HALF_OPEN_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+STATE_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 class ControlPlane:
@@ -142,7 +142,7 @@ class ControlPlane:
     def _health(self, model: str) -> ModelHealth:
         counts = self._windows[model].counts()
         states = [report.breakers.get(model, BreakerState.CLOSED) for _, report in self._reports.values()]
-        state = max(states, key=HALF_OPEN_RANK.__getitem__, default=BreakerState.CLOSED)
+        state = max(states, key=STATE_RANK.__getitem__, default=BreakerState.CLOSED)
         return ModelHealth(state, requests=counts.total, failures=counts.failures)
 
     def _model_status(self, model: str) -> dict[str, Any]:
@@ -179,9 +179,11 @@ class ControlPlane:
         return max((report.gauges[name] for _, report in self._reports.values() if name in report.gauges), default=None)
 
     def _cluster_gauges(self) -> tuple[Family, ...]:
-        breakers = {(("model", name),): HALF_OPEN_RANK[self._health(name).state] for name in self._windows}
-        depths = {(("deployment", name),): depth for name, depth in self._queue_depths().items()}
-        level = {(): self._controller.decision().level.rank}
+        breakers: dict[Labels, float] = {
+            (("model", name),): STATE_RANK[self._health(name).state] for name in self._windows
+        }
+        depths: dict[Labels, float] = {(("deployment", name),): depth for name, depth in self._queue_depths().items()}
+        level: dict[Labels, float] = {(): self._controller.decision().level.rank}
         return (
             gauge("dspy_breaker_state", "0 closed, 1 half-open, 2 open.", breakers),
             gauge("dspy_queue_depth", "Calls waiting for a slot.", depths),

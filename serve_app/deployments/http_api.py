@@ -32,7 +32,10 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def build_api(ingress: Ingress) -> FastAPI:
-    """The ASGI application over one ingress; made on the replica, from its configuration."""
+    """The ASGI application over one ingress; made on the replica, from its configuration.
+
+    ``X-Request-ID`` is Ray Serve's: it takes the caller's or makes one, hands it to us and sets it on the response.
+    """
     version = metadata.version("dspy-switchyard")
     api = FastAPI(title="Switchyard", version=version, docs_url=None, redoc_url=None, openapi_url=None)
     _add_errors(api)
@@ -111,7 +114,7 @@ def _add_programs(api: FastAPI, ingress: Ingress) -> None:
         return _json({"programs": [describe(program) for program in ingress.programs.values()]})
 
     @api.get("/v1/programs/{program:path}", summary="One program's types and levels", tags=["programs"])
-    async def program(program: str) -> Response:
+    async def one(program: str) -> Response:
         return _json(describe_in_full(ingress.reader.program(program)))
 
 
@@ -125,7 +128,7 @@ async def _answer(ingress: Ingress, name: str, request: Request, max_body_bytes:
         result = await ingress.answer(name, inputs, options, request_id, freshness)
     except SwitchyardError as error:
         return problem_response(error, request_id)
-    headers = {"X-Request-ID": request_id, "Cache-Status": cache_status_header(result)}
+    headers = {"Cache-Status": cache_status_header(result)}
     if result.age_s:
         headers["Age"] = str(math.floor(result.age_s))
     body = reply(name, request_id, result, time.monotonic() - started)

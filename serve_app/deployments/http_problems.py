@@ -48,7 +48,7 @@ def problem(error: SwitchyardError, request_id: str) -> dict[str, Any]:
 
 def problem_response(error: SwitchyardError, request_id: str) -> Response:
     """The response for an error; ``Retry-After`` in whole seconds, rounded up (RFC 9110 §10.2.3)."""
-    headers = {"X-Request-ID": request_id}
+    headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return Response(to_json(problem(error, request_id)), error.status, headers, PROBLEM_TYPE)

@@ -43,7 +43,7 @@ class Ingress:
         link: the line to the control plane.
     """
 
-    def __init__(  # noqa: PLR0913 - one argument for each thing that a test replaces
+    def __init__(
         self,
         config: AppConfig,
         programs: Mapping[str, Program],

@@ -30,7 +30,7 @@ class ModelReplica:
         link: the line to the control plane.
     """
 
-    def __init__(  # noqa: PLR0913 - one argument for each thing that a test replaces
+    def __init__(
         self,
         model: ModelConfig,
         programs: Mapping[str, Program],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,12 +64,14 @@ class Problem(BaseModel):
 
 def request_model(program: Program) -> type[BaseModel]:
     """The body of ``POST /v1/programs/{program}``."""
-    return create_model(f"{program.name}.Request", inputs=(program.inputs, ...), options=(OptionsBody, OptionsBody()))
+    return create_model(
+        _type_name(program, "Request"), inputs=(program.inputs, ...), options=(OptionsBody, OptionsBody())
+    )
 
 
 def response_model(program: Program) -> type[BaseModel]:
     """What it answers."""
-    return create_model(f"{program.name}.Response", outputs=(program.outputs, ...), meta=(MetaBody, ...))
+    return create_model(_type_name(program, "Response"), outputs=(program.outputs, ...), meta=(MetaBody, ...))
 
 
 def describe(program: Program) -> dict[str, Any]:
@@ -112,6 +115,10 @@ def add_program_types(document: dict[str, Any], programs: Mapping[str, Program])
             "5XX": {"description": "It did not work out."} | problem,
         }
     return document
+
+
+def _type_name(program: Program, suffix: str) -> str:
+    return re.sub(r"\W", "_", program.name) + suffix
 
 
 def _content(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,16 @@ Nothing is decided here. A class of this file is its plain class plus a construc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import Program, load_program
@@ -30,15 +33,12 @@ from serve_app.deployments.http_api import build_api
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.model_replica import ModelReplica
 from serve_app.deployments.router import Router
-from serve_app.deployments.stage import HandleStage, Stage
+from serve_app.deployments.stage import Chunks, HandleStage, Stage
 from serve_app.messages import Call, Result
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-    from ray.serve.handle import DeploymentHandle
-
-    Handle = DeploymentHandle[Any]
-    Wire = Callable[[AppConfig, Mapping[str, Handle], Telemetry, ControlLink], Stage]
+Handle = DeploymentHandle[Any]
+Wire = Callable[[AppConfig, Mapping[str, Handle], Telemetry, ControlLink], Stage]
+"""Builds the stage behind the ingress' batches, in the ingress' own process."""
 
 log = logging.getLogger("switchyard.replicas")
 
@@ -74,8 +74,9 @@ class IngressDeployment(Ingress):
         telemetry = Telemetry()
         link = ControlLink(control, "Ingress", telemetry)
         super().__init__(config, _load_programs(config), wire(config, handles, telemetry, link), telemetry, link)
-        self._batched.set_max_batch_size(config.batching.max_batch_size)
-        self._batched.set_batch_wait_timeout_s(config.batching.batch_wait_timeout_s)
+        batched: Any = self._batched  # Ray adds the two setters to the method
+        batched.set_max_batch_size(config.batching.max_batch_size)
+        batched.set_batch_wait_timeout_s(config.batching.batch_wait_timeout_s)
         link.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -91,7 +92,17 @@ class IngressDeployment(Ingress):
         return self.start_batch(calls)
 
 
-class CacheDeployment(Cache):
+class _Streaming:
+    """Makes ``run`` an asynchronous generator *function*: Ray runs methods that are not ``async`` in a thread."""
+
+    async def run(self, calls: Sequence[Call]) -> Chunks:
+        chunks: Chunks = super().run(calls)  # type: ignore[misc]  # of the plain class behind this one
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+
+class CacheDeployment(_Streaming, Cache):
     """The shared cache level as a replica of its own.
 
     Args:
@@ -110,7 +121,7 @@ class CacheDeployment(Cache):
         link.start()
 
 
-class RouterDeployment(Router):
+class RouterDeployment(_Streaming, Router):
     """The router as a replica of its own.
 
     Args:
@@ -128,7 +139,7 @@ class RouterDeployment(Router):
         link.start()
 
 
-class ModelDeployment(ModelReplica):
+class ModelDeployment(_Streaming, ModelReplica):
     """One model's replica.
 
     Args:
@@ -168,6 +179,7 @@ class EmbeddedRedisDeployment:
     def __init__(self) -> None:
         configure_logging("EmbeddedRedis")
         self._server = EmbeddedRedis()
+        self._server.start()
 
     async def url(self) -> str:
         """Where it is."""

@@ -180,7 +180,7 @@ class Router:
             level=journey.call.level,
             attempts=attempts,
             usage=sum((attempt.usage for attempt in attempts), Usage()),
-            cost_usd=sum(attempt.cost_usd for attempt in attempts),
+            cost_usd=round(sum(attempt.cost_usd for attempt in attempts), 12),
         )
 
     def _why(self, journey: _Journey) -> SwitchyardError:

@@ -112,7 +112,7 @@ class HandleStage:
             StageLost: no replica took it in time, or the one that did is gone.
             Overloaded: Ray's own bound on queued batches is reached.
         """
-        stream = self._handle.remote(list(calls))
+        stream: Any = self._handle.remote(list(calls))
         finished = False
         try:
             async with asyncio.timeout(self._accept_timeout_s):
@@ -127,6 +127,7 @@ class HandleStage:
             finished = True
             raise Overloaded("too many calls are waiting", retry_after_s=1.0) from error
         except (RayError, DeploymentUnavailableError, StopAsyncIteration) as error:
+            log.warning("stage.lost", extra={"deployment": self._handle.deployment_name, "why": type(error).__name__})
             raise StageLost("the replica that had the calls is gone", outcome=Outcome.UNREACHABLE) from error
         finally:
             if not finished:

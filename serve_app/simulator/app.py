@@ -3,6 +3,7 @@
 | | |
 |---|---|
 | ``POST /v1/chat/completions`` | OpenAI's chat completions, whole or streamed |
+| ``POST /v1/responses`` | OpenAI's responses, whole |
 | ``GET /v1/models``, ``GET /v1/models/{id}`` | the profile's models |
 | ``PUT /faults/{model}`` | set the model's faults: one object, or a list of them |
 | ``GET /faults``, ``DELETE /faults``, ``DELETE /faults/{model}`` | see them, end them |
@@ -23,9 +24,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve_app.simulator.chat import ChatCompletions
+from serve_app.simulator.endpoints import CHAT, RESPONSES, Endpoint
 from serve_app.simulator.faults import Fault, fault_adapter
-from serve_app.simulator.openai_wire import RequestError, unknown_model_error
+from serve_app.simulator.openai_errors import RequestError, unknown_model_error
+from serve_app.simulator.provider import Provider
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -42,11 +44,12 @@ def create_app(profile: Profile) -> Starlette:
     Raises:
         ConfigError: a model's recordings cannot be read.
     """
-    chat = ChatCompletions(profile)
-    control = _Control(chat)
+    provider = Provider(profile)
+    control = _Control(provider)
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/chat/completions", Endpoint(provider, CHAT), methods=["POST"]),
+            Route("/v1/responses", Endpoint(provider, RESPONSES), methods=["POST"]),
             Route("/v1/models", control.models),
             Route("/v1/models/{model:path}", control.model),
             Route("/faults", control.faults, methods=["GET", "DELETE"]),
@@ -61,39 +64,39 @@ def create_app(profile: Profile) -> Starlette:
 class _Control:
     """Everything but the completions."""
 
-    def __init__(self, chat: ChatCompletions) -> None:
-        self._chat = chat
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
 
     async def models(self, _request: Request) -> Response:
-        return _json({"object": "list", "data": [_model(name) for name in self._chat.models]})
+        return _json({"object": "list", "data": [_model(name) for name in self._provider.models]})
 
     async def model(self, request: Request) -> Response:
         return _json(_model(self._known(request)))
 
     async def faults(self, request: Request) -> Response:
         if request.method == "DELETE":
-            self._chat.faults.clear()
-        return _json(self._chat.faults.listing())
+            self._provider.faults.clear()
+        return _json(self._provider.faults.listing())
 
     async def fault(self, request: Request) -> Response:
         model = self._known(request)
         if request.method == "DELETE":
-            self._chat.faults.clear(model)
+            self._provider.faults.clear(model)
         else:
-            self._chat.faults.put(model, _read_faults(await request.body()))
-        return _json(self._chat.faults.listing())
+            self._provider.faults.put(model, _read_faults(await request.body()))
+        return _json(self._provider.faults.listing())
 
     async def stats(self, request: Request) -> Response:
         if request.method == "DELETE":
-            self._chat.stats.reset()
-        return _json(self._chat.stats.report())
+            self._provider.stats.reset()
+        return _json(self._provider.stats.report())
 
     async def health(self, _request: Request) -> Response:
         return _json({"status": "ok"})
 
     def _known(self, request: Request) -> str:
         model = str(request.path_params["model"])
-        if model not in self._chat.models:
+        if model not in self._provider.models:
             raise unknown_model_error(model)
         return model
 

@@ -96,6 +96,12 @@ FAULTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _without_proxies(monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 async def server():
     async with FaultServer() as server:
@@ -121,6 +127,19 @@ async def test_every_fault_surfaces_as_its_dspy_error_caused_by_its_lm15_error(n
     server.answer, canonical, public = FAULTS[name]
     with call_scope(0.3 if name == "silence" else 10) as scope, pytest.raises(dspy.LMError) as caught:
         await ask(pool, server)
+    assert type(caught.value) is public
+    assert type(caught.value.__cause__) is canonical
+    assert len(server.requests) == scope.lm_calls == 1
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_every_fault_surfaces_alike_to_a_synchronous_program(name, server, pool):
+    server.answer, canonical, public = FAULTS[name]
+    lm = pool.lm(ModelConfig(name="small", lm="openai/small", api_base=server.url))
+    adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
+    context = dspy.context(lm=lm, adapter=adapter, trace=[])
+    with call_scope(0.3 if name == "silence" else 10) as scope, context, pytest.raises(dspy.LMError) as caught:
+        await asyncio.to_thread(dspy.Predict("question -> answer"), question="capital of France?")
     assert type(caught.value) is public
     assert type(caught.value.__cause__) is canonical
     assert len(server.requests) == scope.lm_calls == 1

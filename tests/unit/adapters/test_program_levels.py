@@ -106,6 +106,12 @@ def test_typed_fields_of_a_simpler_signature_keep_their_type(full):
     assert signature.output_fields["topic"].annotation is str
 
 
+def test_a_simpler_programs_looser_type_never_loosens_the_answer(full):
+    outputs = shape(full, program="text -> topic: str").variant.outputs
+    with pytest.raises(ValueError, match="Input should be 'a' or 'b'"):
+        outputs.model_validate({"topic": "z"})
+
+
 def test_a_simpler_program_may_be_a_class(full):
     assert shape(full, program="program_samples:OneShot").variant.runner.is_async
 

@@ -10,7 +10,7 @@ from dspy import lm15
 from program_fakes import Provider, chat_reply
 
 from serve_app.adapters.program_runner import ProgramThreads, Runner
-from serve_app.errors import DeadlineExceeded, Overloaded, UpstreamError
+from serve_app.errors import Overloaded, UpstreamError
 from serve_app.messages import Outcome
 
 
@@ -97,8 +97,9 @@ async def test_a_call_that_never_got_a_thread_is_not_the_models_fault(threads, w
     runner = Runner(waits, threads)
     holders = [asyncio.create_task(runner.run({"text": "t"}, 20)) for _ in range(2)]
     await until(waits.started.is_set)
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(UpstreamError) as caught:
         await runner.run({"text": "t"}, 0.05)
+    assert caught.value.outcome is Outcome.REJECTED
     assert threads.stuck == 0
     waits.release.set()
     await asyncio.gather(*holders)

@@ -140,6 +140,25 @@ def test_reasoning_is_text_in_answers():
     assert model(why=dspy.Reasoning(content="because")).model_dump(mode="json") == {"why": "because"}
 
 
+def test_answers_may_hold_dspys_types_and_models_around_them():
+    fields = {"gallery": program_samples.Gallery, "calls": dspy.ToolCalls, "images": list[dspy.Image]}
+    outputs = {name: (annotation, dspy.OutputField()) for name, annotation in fields.items()}
+    signature = dspy.Signature({"q": (str, dspy.InputField()), **outputs})
+    model = outputs_model("x", interface_of(dspy.Predict(signature)).outputs)
+    plain = {
+        "gallery": {"title": "t", "cover": {"url": "https://example.com/y.png"}},
+        "calls": {"tool_calls": [{"name": "find", "args": {"word": "sun"}}]},
+        "images": [{"url": "https://example.com/x.png"}],
+    }
+    dumped = model.model_validate(plain).model_dump(mode="json")
+    assert dumped["calls"]["tool_calls"][0]["args"] == {"word": "sun"}
+    assert {**dumped, "calls": None} == {**plain, "calls": None}
+    for mode in ("validation", "serialization"):
+        properties = model.model_json_schema(mode=mode)["properties"]
+        assert properties["gallery"]["properties"]["cover"]["properties"]["url"]["type"] == "string"
+        assert properties["images"]["items"]["properties"]["url"]["type"] == "string"
+
+
 def test_nesting_deeper_than_the_bound_is_a_problem_and_not_a_recursion_error():
     value = []
     for _ in range(100_000):

@@ -141,10 +141,23 @@ def clock() -> Clock:
 async def behind(proxy: Proxy, clock: Clock) -> AsyncIterator[RedisStore]:
     """A store behind the proxy that has an answer and a warm connection."""
     store = RedisStore(proxy.url, timeout_s=TIMEOUT_S, clock=clock)
-    assert await until(lambda: put(store))
-    assert await store.get_many([AT]) == [b"answer"]
+    assert await until(lambda: is_warm(store, clock))
     yield store
     await store.aclose()
+
+
+@pytest.fixture
+async def patient(proxy: Proxy, clock: Clock) -> AsyncIterator[RedisStore]:
+    """The same, for tests where a busy machine must not look like a slow store."""
+    store = RedisStore(proxy.url, timeout_s=2.0, clock=clock)
+    assert await put(store)
+    yield store
+    await store.aclose()
+
+
+async def is_warm(store: RedisStore, clock: Clock) -> bool:
+    clock.added_s += FIRST_PAUSE_S
+    return await put(store) and await store.get_many([AT]) == [b"answer"]
 
 
 async def put(store: RedisStore, where: StoreKey = AT, data: bytes = b"answer") -> bool:
@@ -359,10 +372,11 @@ async def test_a_sick_store_costs_its_timeout_once_and_recovers(
     assert max(spent for _, spent in results) < FIRST_CONTACT_S
     assert not behind.stats().is_up
 
+    skipped = behind.stats().failures.get("skipped", 0)
     results = await asyncio.gather(*(timed(behind.get_many([AT])) for _ in range(32)))
     assert [result for result, _ in results] == [[None]] * 32
     assert max(spent for _, spent in results) < DOWN_S
-    assert behind.stats().failures["skipped"] == 32
+    assert behind.stats().failures["skipped"] == skipped + 32
 
     proxy.fault = ""
 
@@ -385,25 +399,25 @@ async def test_a_sick_store_costs_its_timeout_once_and_recovers(
     ],
 )
 async def test_a_refusal_is_a_miss_by_its_name_and_the_store_stays_up(
-    behind: RedisStore, proxy: Proxy, fault: str, reason: str
+    patient: RedisStore, proxy: Proxy, fault: str, reason: str
 ) -> None:
     proxy.fault = fault
-    assert await behind.get_many([AT]) == [None]
-    assert behind.stats().failures == {reason: 1}
+    assert await patient.get_many([AT]) == [None]
+    assert patient.stats().failures == {reason: 1}
     proxy.fault = ""
-    assert await behind.get_many([AT]) == [b"answer"]
+    assert await patient.get_many([AT]) == [b"answer"]
 
 
 @pytest.mark.parametrize("fault", ["short reply", "wrong shape", "negative length"])
-async def test_a_reply_of_the_wrong_shape_is_not_believed(behind: RedisStore, proxy: Proxy, fault: str) -> None:
+async def test_a_reply_of_the_wrong_shape_is_not_believed(patient: RedisStore, proxy: Proxy, fault: str) -> None:
     proxy.fault = fault
-    assert await behind.get_many([AT]) == [None]
-    assert behind.stats().failures == {"protocol": 1}
+    assert await patient.get_many([AT]) == [None]
+    assert patient.stats().failures == {"protocol": 1}
 
 
-async def test_a_reply_with_the_wrong_elements_is_a_miss(behind: RedisStore, proxy: Proxy) -> None:
+async def test_a_reply_with_the_wrong_elements_is_a_miss(patient: RedisStore, proxy: Proxy) -> None:
     proxy.fault = "nested reply"
-    assert await behind.get_many([AT]) == [None]
+    assert await patient.get_many([AT]) == [None]
 
 
 async def test_a_store_that_stays_slow_is_not_taken_back(behind: RedisStore, proxy: Proxy, clock: Clock) -> None:
@@ -461,21 +475,21 @@ async def test_forgetting_while_the_store_is_away_is_caught_up_when_it_is_back(
     await other.aclose()
 
 
-async def test_a_caller_that_leaves_never_gets_another_ones_reply(behind: RedisStore, proxy: Proxy) -> None:
+async def test_a_caller_that_leaves_never_gets_another_ones_reply(patient: RedisStore, proxy: Proxy) -> None:
     places = [StoreKey("triage", str(number)) for number in range(20)]
     for at in places:
-        assert await put(behind, at, at.key.encode())
+        assert await put(patient, at, at.key.encode())
     proxy.delay_s = 0.01
-    leaving = [asyncio.create_task(behind.get_many([at])) for at in places]
+    leaving = [asyncio.create_task(patient.get_many([at])) for at in places]
     await asyncio.sleep(0.005)
     for task in leaving:
         task.cancel()
     await asyncio.gather(*leaving, return_exceptions=True)
     proxy.delay_s = 0.0
     for at in places:
-        assert await behind.get_many([at]) in ([at.key.encode()], [None])
-    assert behind.stats().is_up
-    assert behind.stats().hits > 1
+        assert await patient.get_many([at]) in ([at.key.encode()], [None])
+    assert patient.stats().is_up
+    assert patient.stats().hits > 1
 
 
 async def test_a_loop_that_stood_still_longer_than_the_timeout_still_takes_the_reply(
@@ -491,9 +505,9 @@ async def test_a_loop_that_stood_still_longer_than_the_timeout_still_takes_the_r
     await store.aclose()
 
 
-async def test_connections_are_bounded(behind: RedisStore, proxy: Proxy) -> None:
+async def test_connections_are_bounded(patient: RedisStore, proxy: Proxy) -> None:
     proxy.delay_s = 0.005
-    await asyncio.gather(*(behind.get_many([AT]) for _ in range(200)))
+    await asyncio.gather(*(patient.get_many([AT]) for _ in range(200)))
     assert proxy.connections <= 16
 
 

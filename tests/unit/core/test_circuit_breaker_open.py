@@ -170,6 +170,7 @@ def test_a_reset_forgets_trips_and_cooling(breaker, clock):
     fail_probe(breaker)
     breaker.cool_down(500)
     breaker.reset()
+    assert breaker.snapshot().trips == 0
     assert isinstance(breaker.acquire(), Permit)
     breaker.trip("first of a new row")
 
@@ -249,3 +250,16 @@ def test_a_snapshot_read_from_json_is_as_good(breaker):
 
     assert reborn.state is BreakerState.OPEN
     assert reborn.snapshot() == breaker.snapshot()
+
+
+def test_a_row_of_trips_goes_on_in_the_next_life(breaker, clock):
+    clock.advance(30)
+    breaker.record(breaker.acquire(), Outcome.OK, 0.1)
+    elsewhere = ManualClock(50)
+    reborn = CircuitBreaker(POLICY, clock=elsewhere, rng=NoJitter())
+    reborn.restore(breaker.snapshot())
+    assert reborn.snapshot().probation_s == 10
+    elsewhere.advance(9)
+    reborn.trip("flapping")
+
+    assert reborn.acquire() == Refusal(60, "open")

@@ -151,6 +151,7 @@ def test_a_pin_taken_away_leaves_it_to_the_readings(clock):
     subject = controller(clock, pin=Level.MINIMAL)
     run(subject, clock, CALM, 60)
     subject.reconfigure(DegradationPolicy(dwell_s=15))
+    assert subject.decision() == Decision(Level.MINIMAL, "was pinned", 60 - 1)
 
     assert run(subject, clock, CALM, 1).level is Level.DEGRADED
     assert run(subject, clock, CALM, 15).level is Level.FULL
@@ -231,3 +232,21 @@ def test_it_is_always_back_at_full_after_calm_for_two_dwells_and_a_window(readin
     transitions(subject, clock, readings, 1)
 
     assert run(subject, clock, CALM, 10 + 2 * 15 + 1).level is Level.FULL
+
+
+@pytest.mark.parametrize("name", ["cpu", "memory"])
+def test_a_new_window_applies_to_what_was_read(clock, name):
+    subject = controller(clock, window_s=100, minimal=Thresholds(cpu=0.8, memory=0.8))
+    run(subject, clock, Readings(**{name: 0.0}), 50)
+    subject.reconfigure(DegradationPolicy(window_s=5, minimal=Thresholds(cpu=0.8, memory=0.8)))
+
+    assert run(subject, clock, Readings(**{name: 1.0}), 6).level is Level.MINIMAL
+
+
+def test_a_level_that_lasts_is_as_old_as_its_beginning(clock):
+    subject = controller(clock)
+    subject.update(Readings(queue_wait_s=9))
+
+    assert run(subject, clock, Readings(queue_wait_s=20), 100) == Decision(
+        Level.DEGRADED, "queue_wait_s 9, threshold 2", 100
+    )

@@ -6,8 +6,8 @@ import pytest
 
 from serve_app.errors import ConfigError
 from serve_app.simulator.answer import Answerer
-from serve_app.simulator.chat import ChatCompletions
 from serve_app.simulator.profile import ModelProfile, Profile, Replay
+from serve_app.simulator.provider import Provider
 from serve_app.simulator.replay import Recordings
 
 ADAPTERS = [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()]
@@ -89,7 +89,7 @@ def test_a_missing_column_or_file_is_one_line(tmp_path):
         recordings(tmp_path, [], columns=("prompt", "words"))
     replay = Replay(csv=tmp_path / "none.csv", answer_column="a")
     with pytest.raises(ConfigError, match=r"none\.csv: cannot be read: No such file"):
-        ChatCompletions(Profile(models={"m": ModelProfile(replay=replay)}))
+        Provider(Profile(models={"m": ModelProfile(replay=replay)}))
 
 
 def test_a_follow_up_turn_is_answered_from_the_last_user_message():

@@ -158,6 +158,14 @@ def test_tool_calls_as_an_output_field_are_made(adapter):
     assert [(call.name, call.args) for call in calls.tool_calls] == [("search", {"query": "Search the web for cats."})]
 
 
+def test_the_responses_dialect_is_answered_too(url):
+    lm = dspy.LM("openai/m", model_type="responses", api_base=f"{url}/v1", api_key="x", cache=False, num_retries=0)
+    with dspy.context(lm=lm, adapter=ADAPTERS["json"]):
+        prediction = dspy.Predict("question -> answer, score: float")(question="Is it late?")
+    assert prediction.answer == "Is it late?"
+    assert 0 <= prediction.score <= 1
+
+
 def test_native_function_calling_is_answered_with_tool_calls(url):
     class Act(dspy.Signature):
         question: str = dspy.InputField()

@@ -205,22 +205,25 @@ def test_a_fault_for_an_unknown_model_is_404(http):
     assert http.put("/faults/gpt-99", json={"kind": "reset"}).status_code == 404
 
 
-async def over_asgi(fault, **more):
-    """Ask the bare application, as under a server that cannot reset connections."""
+@pytest.fixture
+async def bare():
+    """The bare application, as under a server that cannot reset connections."""
     transport = httpx.ASGITransport(create_app(PROFILE))
-    async with httpx.AsyncClient(transport=transport, base_url="http://simulator") as client:
-        await client.put("/faults/m", json=fault)
-        async with asyncio.timeout(5):
-            return await client.post("/v1/chat/completions", json={"model": "m", "messages": ASK, **more})
+    async with asyncio.timeout(10), httpx.AsyncClient(transport=transport, base_url="http://simulator") as client:
+        yield client
 
 
-async def test_under_another_server_a_reset_is_what_a_proxy_would_make_of_it():
-    assert (await over_asgi({"kind": "reset"})).status_code == 502
+async def test_under_another_server_a_reset_is_what_a_proxy_would_make_of_it(bare):
+    await bare.put("/faults/m", json={"kind": "reset"})
+    assert (await bare.post("/v1/chat/completions", json={"model": "m", "messages": ASK})).status_code == 502
+    assert (await bare.get("/stats")).json()["outcomes"] == {"reset": 1}
 
 
-async def test_under_another_server_a_cut_is_raised_for_the_server_to_act_on():
+async def test_under_another_server_a_cut_is_raised_for_the_server_to_act_on(bare):
+    await bare.put("/faults/m", json={"kind": "stream_cut"})
     with pytest.raises(CutError):
-        await over_asgi({"kind": "stream_cut"}, stream=True)
+        await bare.post("/v1/chat/completions", json={"model": "m", "messages": ASK, "stream": True})
+    assert (await bare.get("/stats")).json()["outcomes"] == {"stream_cut": 1}
 
 
 def test_requests_cut_off_half_way_do_not_disturb_the_provider(url, http):

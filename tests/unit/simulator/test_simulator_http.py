@@ -172,6 +172,29 @@ def test_a_json_schema_is_met(client):
     assert json.loads(reply.choices[0].message.content)
 
 
+def test_the_responses_dialect_answers_in_text_tools_and_json(client):
+    plain = client.responses.create(model="quick", input="Where is the parcel?", instructions="Be brief.")
+    assert plain.output_text == "You asked about this: Where is the parcel?"
+    assert plain.usage.total_tokens > 0
+    tool = {"type": "function", **WEATHER["function"]}
+    called = client.responses.create(model="quick", input=ASK, tools=[tool])
+    assert (called.output[0].type, called.output[0].name) == ("function_call", "weather")
+    answered = [*ASK, {"type": "function_call_output", "call_id": "c", "output": "It rains there."}]
+    assert "It rains there." in client.responses.create(model="quick", input=answered, tools=[tool]).output_text
+    schema = {"type": "object", "properties": {"late": {"type": "boolean"}}, "required": ["late"]}
+    wanted = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
+    assert set(json.loads(client.responses.create(model="quick", input=ASK, text=wanted).output_text)) == {"late"}
+    cut = client.responses.create(model="quick", input=ASK, max_output_tokens=1)
+    assert (cut.status, cut.output_text) == ("incomplete", "You ")
+
+
+def test_a_streamed_response_and_a_response_to_nothing_are_refused(client):
+    with pytest.raises(openai.BadRequestError, match="does not stream"):
+        client.responses.create(model="quick", input="x", stream=True)
+    with pytest.raises(openai.BadRequestError, match="'input'"):
+        client.responses.create(model="quick", input=[])
+
+
 def test_the_models_are_listed(client):
     assert {model.id for model in client.models.list()} == set(PROFILE.models)
     assert client.models.retrieve("vendor/other").id == "vendor/other"

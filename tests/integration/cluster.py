@@ -1,0 +1,143 @@
+"""A real cluster for the tests: ``switchyard run`` in a process of its own, with ports of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[2]
+READY_S = 150
+ENDED_S = 60
+
+
+@dataclass
+class Provider:
+    """The simulator that every model of the cluster asks."""
+
+    url: str
+
+    def fault(self, model: str, *faults: dict[str, Any]) -> None:
+        httpx.put(f"{self.url}/faults/{model}", json=list(faults)).raise_for_status()
+
+    def heal(self) -> None:
+        for model in ("sim-large", "sim-medium", "sim-small"):
+            httpx.delete(f"{self.url}/faults/{model}")
+
+    def stats(self) -> dict[str, Any]:
+        return httpx.get(f"{self.url}/stats").raise_for_status().json()
+
+    def reset_stats(self) -> None:
+        httpx.delete(f"{self.url}/stats").raise_for_status()
+
+
+@dataclass
+class Cluster:
+    """A running cluster with both graphs: ``standard`` at ``/`` and ``compact`` at ``/compact``."""
+
+    base: str
+    process: psutil.Process
+    log: Path
+
+    GRAPHS = ("standard", "compact")
+
+    def url(self, graph: str = "standard") -> str:
+        return self.base if graph == "standard" else f"{self.base}/compact"
+
+    def client(self, graph: str = "standard") -> httpx.Client:
+        return httpx.Client(base_url=self.url(graph), timeout=60)
+
+    def pids_of(self, deployment: str, application: str = "switchyard") -> list[int]:
+        """Replicas of a deployment, found by the title that Ray gives their processes."""
+        title = f"ray::ServeReplica:{application}:{deployment}"
+        return [p.pid for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(title)]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def config(port: int, provider_url: str) -> dict[str, Any]:
+    """Both graphs over the same programs and models; thresholds small enough for tests to see them act."""
+    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    application = document["applications"][0]
+    args = application["args"]
+    for model in args["models"]:
+        model["api_base"] = f"{provider_url}/v1"
+        model["latency_s"] = 0.2
+    levels = {"full": {"models": ["large", "medium", "small"]}}
+    args["programs"] += [
+        {"name": "math", "program": "examples.math_word_problem:MathWordProblem", "levels": levels},
+        {"name": "summarize", "program": "examples.summarize_sync:Summarize", "levels": levels},
+    ]
+    policy = application["deployments"][0]["user_config"]
+    policy["breaker"] |= {"window_s": 3, "open_s": 1, "minimum_calls": 5}
+    policy["retry"] = {"budget_ratio": 1.0, "budget_floor_per_s": 100}
+    policy["degradation"]["pin"] = "full"
+    compact = application | {
+        "name": "compact",
+        "route_prefix": "/compact",
+        "import_path": "graphs.compact:build",
+    }
+    return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application, compact]}
+
+
+@contextmanager
+def running(file: Path, port: int, *options: str, log: Path) -> Iterator[Cluster]:
+    """Serve ``file`` until the body ends, and leave no process behind."""
+    ports = free_ports(2)
+    environment = os.environ | {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
+    }
+    command = [sys.executable, "-m", "serve_app.cli", "run", str(file), "--verbose", *options]
+    with log.open("wb") as output:
+        started = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    process = psutil.Process(started.pid)
+    cluster = Cluster(f"http://127.0.0.1:{port}", process, log)
+    try:
+        wait_until_ready(cluster)
+        yield cluster
+    finally:
+        children = process.children(recursive=True)
+        started.send_signal(signal.SIGINT)
+        try:
+            started.wait(ENDED_S)
+        finally:
+            _, alive = psutil.wait_procs(children, timeout=5)
+            for child in alive:
+                child.kill()
+            started.kill()
+    assert not alive, f"processes outlived switchyard run: {alive}"
+
+
+def wait_until_ready(cluster: Cluster) -> None:
+    give_up = time.monotonic() + READY_S
+    pending = list(Cluster.GRAPHS)
+    while pending:
+        try:
+            if httpx.get(f"{cluster.url(pending[0])}/ready", timeout=5).status_code == 200:
+                pending.pop(0)
+                continue
+        except httpx.TransportError:
+            pass
+        assert cluster.process.is_running(), cluster.log.read_text()[-4000:]
+        assert cluster.process.status() != psutil.STATUS_ZOMBIE, cluster.log.read_text()[-4000:]
+        assert time.monotonic() < give_up, cluster.log.read_text()[-4000:]
+        time.sleep(0.2)

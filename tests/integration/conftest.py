@@ -1,0 +1,83 @@
+"""One provider and one cluster at a time for the whole run."""
+
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+import yaml
+from cluster import Cluster, Provider, config, free_ports, running
+
+from serve_app.simulator.profile import ModelProfile, Profile
+from serve_app.simulator.server import background
+
+
+class Clusters:
+    """Starts the cluster a test wants, after ending the one before."""
+
+    def __init__(self, provider: Provider, directory) -> None:
+        self._provider = provider
+        self._directory = directory
+        self._mode = ""
+        self._open = None
+
+    def use(self, mode: str) -> Cluster:
+        if mode != self._mode:
+            self.close()
+            (port,) = free_ports(1)
+            file = self._directory / f"{mode}.yaml"
+            file.write_text(yaml.safe_dump(config(port, self._provider.url)))
+            options = ["--plain"] if mode == "plain" else []
+            self._open = running(file, port, *options, log=self._directory / f"{mode}.log")
+            self._cluster = self._open.__enter__()
+            self._mode = mode
+        return self._cluster
+
+    def close(self) -> None:
+        opened, self._open, self._mode = self._open, None, ""
+        if opened is not None:
+            opened.__exit__(None, None, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in plain mode come last, so that each cluster starts once."""
+    items.sort(key=lambda item: "plain_cluster" in getattr(item, "fixturenames", ()))
+    for item in items:
+        if "integration" in item.nodeid:
+            item.add_marker(pytest.mark.timeout(400))
+
+
+@pytest.fixture(scope="session")
+def profile() -> Profile:
+    quick = {"ttft_s": 0.005, "tokens_per_s": 20_000, "jitter": 0}
+    return Profile(models={name: ModelProfile(**quick) for name in ("sim-large", "sim-medium", "sim-small")})
+
+
+@pytest.fixture(scope="session")
+def provider(profile: Profile) -> Iterator[Provider]:
+    with background(profile) as url:
+        yield Provider(url)
+
+
+@pytest.fixture(scope="session")
+def clusters(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
+    clusters = Clusters(provider, tmp_path_factory.mktemp("clusters"))
+    yield clusters
+    clusters.close()
+
+
+@pytest.fixture
+def cluster(clusters: Clusters) -> Cluster:
+    """Both throughput flags."""
+    return clusters.use("throughput")
+
+
+@pytest.fixture
+def plain_cluster(clusters: Clusters) -> Cluster:
+    """Ray Serve as it comes."""
+    return clusters.use("plain")
+
+
+@pytest.fixture
+def unique() -> Callable[[], str]:
+    """Text that no cache has seen."""
+    return lambda: f"My invoice is wrong, case {uuid.uuid4().hex}."
