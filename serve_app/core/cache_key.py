@@ -18,7 +18,7 @@ SCHEMA: Final = 1
 """Grows when the same call gets another key, so that old and new code never share an answer by accident."""
 
 
-def cache_key(  # noqa: PLR0913 - each is one thing that changes the answer, and none may be forgotten
+def cache_key(
     *,
     program: str,
     version: str,

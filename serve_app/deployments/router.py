@@ -28,6 +28,7 @@ from serve_app.errors import (
     RateLimited,
     SwitchyardError,
     UpstreamError,
+    UpstreamRefused,
 )
 from serve_app.messages import Attempt, Call, Outcome, Result, Route, Snapshot, Usage
 
@@ -188,6 +189,8 @@ class Router:
         error, outcomes = journey.error, {attempt.outcome for attempt in journey.attempts}
         if self._clock() >= journey.deadline or outcomes == {Outcome.REJECTED}:
             return DeadlineExceeded("the deadline passed before a model answered")
+        if error is not None and error.outcome is Outcome.CONTEXT_WINDOW:
+            return UpstreamRefused("the inputs are longer than any model of the route takes")
         if error is not None and not _is_down(error):
             return error
         retry_after_s = self._retry_after_s(journey, error)

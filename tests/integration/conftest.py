@@ -1,13 +1,16 @@
 """One provider and one cluster at a time for the whole run."""
 
+import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import yaml
-from cluster import Cluster, Provider, config, free_ports, running
+from running_cluster import NO_STORE, ROOT, Cluster, Provider, config, free_ports, running
 
-from serve_app.simulator.profile import ModelProfile, Profile
+from serve_app.simulator.profile import ModelProfile, Profile, Replay
 from serve_app.simulator.server import background
 
 
@@ -46,10 +49,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(400))
 
 
+RECORDED = Path(os.environ.get("SWITCHYARD_GSM8K", ROOT.parent / "shared/data/gsm8k/responses.csv"))
+"""Questions with the recorded answers of two real models; tests that need them skip where they are missing."""
+COLUMNS = {"sim-large": "gpt-4-1106-preview", "sim-small": "mistralai/Mixtral-8x7B-Instruct-v0.1"}
+
+
 @pytest.fixture(scope="session")
 def profile() -> Profile:
     quick = {"ttft_s": 0.005, "tokens_per_s": 20_000, "jitter": 0}
-    return Profile(models={name: ModelProfile(**quick) for name in ("sim-large", "sim-medium", "sim-small")})
+    models = {name: ModelProfile(**quick) for name in ("sim-large", "sim-medium", "sim-small")}
+    if RECORDED.exists():
+        for name, column in COLUMNS.items():
+            replay = Replay(csv=RECORDED, prompt_column="prompt", answer_column=f"{column}_response")
+            models[name] = ModelProfile(**quick, replay=replay)
+    return Profile(models=models)
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +88,21 @@ def cluster(clusters: Clusters) -> Cluster:
 def plain_cluster(clusters: Clusters) -> Cluster:
     """Ray Serve as it comes."""
     return clusters.use("plain")
+
+
+@pytest.fixture
+def calm(cluster: Cluster, provider: Provider) -> Iterator[None]:
+    """Heals every fault afterwards, and waits until each model answers again in both graphs."""
+    yield
+    provider.heal()
+    give_up = time.monotonic() + 30
+    for graph in Cluster.GRAPHS:
+        with cluster.client(graph) as client:
+            for model in ("large", "medium", "small"):
+                body = {"inputs": {"question": "Are you well?"}, "options": {"model": model, "deadline_s": 5}}
+                while client.post("/v1/programs/math", json=body, headers=NO_STORE).status_code != 200:
+                    assert time.monotonic() < give_up, f"{model} did not come back in {graph}"
+                    time.sleep(0.1)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from cluster import Cluster
+from running_cluster import Cluster
 
 INPUTS = {
     "triage": lambda text: {"ticket": text},

@@ -17,6 +17,7 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).parents[2]
+NO_STORE = {"cache-control": "no-store"}
 READY_S = 150
 ENDED_S = 60
 
@@ -79,13 +80,14 @@ def config(port: int, provider_url: str) -> dict[str, Any]:
     for model in args["models"]:
         model["api_base"] = f"{provider_url}/v1"
         model["latency_s"] = 0.2
+        model["context_window"] = {"large": 64_000, "medium": 128_000, "small": 8_192}[model["name"]]
     levels = {"full": {"models": ["large", "medium", "small"]}}
     args["programs"] += [
         {"name": "math", "program": "examples.math_word_problem:MathWordProblem", "levels": levels},
         {"name": "summarize", "program": "examples.summarize_sync:Summarize", "levels": levels},
     ]
     policy = application["deployments"][0]["user_config"]
-    policy["breaker"] |= {"window_s": 3, "open_s": 1, "minimum_calls": 5}
+    policy["breaker"] |= {"window_s": 3, "open_s": 1, "max_open_s": 2, "minimum_calls": 5}
     policy["retry"] = {"budget_ratio": 1.0, "budget_floor_per_s": 100}
     policy["degradation"]["pin"] = "full"
     compact = application | {

@@ -1,0 +1,82 @@
+"""The Python way in: from another process, from asyncio, and from a submitted Ray job."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from running_cluster import ROOT, Cluster
+
+SCRIPT = """
+import asyncio, json
+import serve_app
+from serve_app.errors import InvalidInputs, UnknownProgram
+
+for application in ("switchyard", "compact"):
+    client = serve_app.connect(application)
+    answer = client.predict("triage", ticket="My invoice is wrong, once more: {unique}")
+    assert answer.category in {{"billing", "bug", "account", "feature_request", "other"}}, answer
+    assert answer.meta["cache"] == "miss", answer.meta
+    pinned = client.with_options(model="large", deadline_s=20)
+    assert pinned.predict("triage", ticket="Pinned {unique}").meta["model"] == "large"
+    for raised, program, inputs in (
+        (UnknownProgram, "triag", {{"ticket": "x"}}),
+        (InvalidInputs, "triage", {{"tickt": "x"}}),
+    ):
+        try:
+            client.predict(program, **inputs)
+        except raised as error:
+            assert "tri" in str(error) or "tickt" in str(error)
+            assert type(error) is raised
+        else:
+            raise AssertionError(raised)
+
+    async def many():
+        return await asyncio.gather(*(client.apredict("math", question=f"{{n}}: {unique}") for n in range(64)))
+
+    answers = asyncio.run(many())
+    assert len({{answer.meta["request_id"] for answer in answers}}) == 64
+    try:
+        async def blocking():
+            client.predict("math", question="x")
+        asyncio.run(blocking())
+    except RuntimeError as error:
+        assert "apredict" in str(error)
+    else:
+        raise AssertionError("predict() inside a loop")
+print("all is well")
+"""
+
+
+def run(*command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"RAY_ADDRESS": "", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def dashboard(cluster: Cluster) -> str:
+    """Where the cluster takes jobs; Ray says it in its log."""
+    found = re.search(r"View the dashboard at \S*?(http://[\d.:]+)", cluster.log.read_text())
+    assert found, cluster.log.read_text()[:4000]
+    return found[1]
+
+
+def test_another_process_calls_programs_by_handle(cluster, unique) -> None:
+    done = run(sys.executable, "-c", SCRIPT.format(unique=unique()))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "all is well" in done.stdout
+
+
+@pytest.mark.timeout(300)
+def test_a_submitted_job_calls_programs_by_handle(cluster) -> None:
+    ray = str(ROOT / ".venv/bin/ray") if (ROOT / ".venv/bin/ray").exists() else "ray"
+    command = [ray, "job", "submit", "--address", dashboard(cluster), "--working-dir", "."]
+    done = run(*command, "--", sys.executable, "-m", "examples.job", timeout=240)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "succeeded" in done.stdout + done.stderr
+
+
+def test_the_command_line_example_works(cluster) -> None:
+    done = run(sys.executable, "examples/call.py", "My invoice is wrong.")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "priority" in done.stdout
