@@ -1,0 +1,1 @@
+"""One outside thing per file: nothing else in the project talks to it."""

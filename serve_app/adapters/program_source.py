@@ -79,13 +79,13 @@ def untyped_fields(source: str) -> frozenset[str]:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """A hint such as ``; nearest: 'Triage'``, or what there is when nothing is near."""
+    """A hint such as ``; did you mean 'Triage'?``, or what there is when nothing is near."""
     known = sorted(set(candidates))
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) or [
         candidate for candidate in known if candidate.lower() == name.lower()
     ]
     if close:
-        return f"; nearest: {close[0]!r}"
+        return f"; did you mean {close[0]!r}?"
     return f"; there is {', '.join(repr(candidate) for candidate in known[:8])}" if known else ""
 
 

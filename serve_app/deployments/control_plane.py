@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from serve_app.adapters.telemetry import Family, Labels, MetricsPage, gauge
 from serve_app.config import ModelConfig, Policy
+from serve_app.config_check import load_policy
 from serve_app.core.clock import Clock
 from serve_app.core.degradation import DegradationController, Readings
 from serve_app.core.outcomes import MEANINGS, BreakerEffect
@@ -60,11 +59,10 @@ class ControlPlane:
             ConfigError: one line for each thing that is wrong.
         """
         try:
-            policy = Policy.model_validate(user_config or {})
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-            log.exception("policy.refused", extra={"problems": lines})
-            raise ConfigError(lines) from error
+            policy = load_policy(user_config)
+        except ConfigError as error:
+            log.error("policy.refused", extra={"problems": error.problems})  # noqa: TRY400 - the lines say it all
+            raise
         self._policy = policy
         self._controller.reconfigure(policy.degradation)
         for window in self._windows.values():

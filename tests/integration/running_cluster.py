@@ -1,6 +1,8 @@
 """A real cluster for the tests: ``switchyard run`` in a process of its own, with ports of its own."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -65,10 +67,12 @@ class Cluster:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
+    """Ports below the range from which the system gives out its own, so that nobody takes them meanwhile."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randint(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            ports.append(port)
     return ports
 
 

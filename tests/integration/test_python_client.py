@@ -50,8 +50,10 @@ print("all is well")
 
 
 def run(*command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"RAY_ADDRESS": "", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "PYTHONWARNINGS": "ignore"}  # as `ray job submit` wants it
+    return subprocess.run(
+        command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
 
 
 def dashboard(cluster: Cluster) -> str:

@@ -409,7 +409,7 @@ def test_every_problem_is_told_with_its_key(tmp_path):
     )
     assert told == [
         f"programs.sample.state: there is no file {tmp_path / 'none.json'}",
-        "programs.sample.levels.degraded.drop_inputs: there is no input 'hnt'; nearest: 'hint'",
+        "programs.sample.levels.degraded.drop_inputs: there is no input 'hnt'; did you mean 'hint'?",
         "programs.sample.levels.minimal.program: 'x -> y' needs input 'x', which 'sample' has not; there is 'hint', 'text'",
         "programs.sample.levels.minimal.program: 'x -> y' gives output 'y', which 'sample' has not; there is 'score', 'topic'",
     ]
@@ -421,7 +421,7 @@ def test_a_level_that_two_levels_share_is_told_once():
 
 def test_a_program_that_does_not_load_is_told_with_its_key():
     [told] = problems("OneShoot")
-    assert told == "programs.sample.program: 'program_samples' has no 'OneShoot'; nearest: 'OneShot'"
+    assert told == "programs.sample.program: 'program_samples' has no 'OneShoot'; did you mean 'OneShot'?"
 
 
 def test_a_type_without_json_form_is_told_with_its_key():
@@ -432,5 +432,5 @@ def test_a_type_without_json_form_is_told_with_its_key():
 
 def test_a_confidence_field_that_a_predictor_never_gives_is_told():
     assert problems("Classify", confidence_field="scores") == [
-        "programs.sample.confidence_field: there is no output 'scores'; nearest: 'score'"
+        "programs.sample.confidence_field: there is no output 'scores'; did you mean 'score'?"
     ]

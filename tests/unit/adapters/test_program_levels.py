@@ -68,11 +68,11 @@ def test_each_type_has_its_own_empty_value():
 
 
 def test_dropping_an_input_the_program_has_not_is_said_with_the_nearest(full):
-    assert problems(full, drop_inputs=("hints",)) == ["drop_inputs: there is no input 'hints'; nearest: 'hint'"]
+    assert problems(full, drop_inputs=("hints",)) == ["drop_inputs: there is no input 'hints'; did you mean 'hint'?"]
 
 
 def test_cutting_an_input_the_program_has_not_is_said_with_the_nearest(full):
-    assert problems(full, max_input_chars={"txt": 5}) == ["max_input_chars: there is no input 'txt'; nearest: 'text'"]
+    assert problems(full, max_input_chars={"txt": 5}) == ["max_input_chars: there is no input 'txt'; did you mean 'text'?"]
 
 
 def test_cutting_what_is_not_text_is_said():
@@ -118,13 +118,13 @@ def test_a_simpler_program_may_be_a_class(full):
 
 def test_a_simpler_program_with_an_input_of_its_own_is_refused(full):
     assert problems(full, program="text, hints -> topic") == [
-        "program: 'text, hints -> topic' needs input 'hints', which 'sample' has not; nearest: 'hint'"
+        "program: 'text, hints -> topic' needs input 'hints', which 'sample' has not; did you mean 'hint'?"
     ]
 
 
 def test_a_simpler_program_with_an_output_of_its_own_is_refused(full):
     assert problems(full, program="text -> topics") == [
-        "program: 'text -> topics' gives output 'topics', which 'sample' has not; nearest: 'topic'"
+        "program: 'text -> topics' gives output 'topics', which 'sample' has not; did you mean 'topic'?"
     ]
 
 
