@@ -94,7 +94,7 @@ def test_a_module_that_raises_at_import_is_said_with_its_line(tmp_path, monkeypa
 
 
 def test_a_missing_attribute_comes_with_the_nearest_name():
-    assert problem("program_samples:OneShoot") == "'program_samples' has no 'OneShoot'; did you mean 'OneShot'"
+    assert problem("program_samples:OneShoot") == "'program_samples' has no 'OneShoot'; did you mean 'OneShot'?"
 
 
 def test_a_missing_attribute_with_nothing_near_lists_what_could_be_served():
@@ -126,7 +126,7 @@ def test_untyped_fields_of_a_signature_string_are_found():
 
 
 def test_nearest_ignores_case():
-    assert nearest("TICKET", ["ticket", "other"]) == "; did you mean 'ticket'"
+    assert nearest("TICKET", ["ticket", "other"]) == "; did you mean 'ticket'?"
 
 
 def test_nearest_of_nothing_is_empty():
