@@ -25,11 +25,11 @@ Sources: M. Nygard, *Release It!* (the pattern); resilience4j (slow calls, minim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
 from typing import Final
 
 from serve_app.config import BreakerPolicy
+from serve_app.core.breaker_messages import BreakerSnapshot
 from serve_app.core.clock import Clock
 from serve_app.core.outcomes import MEANINGS, BreakerEffect, classify_latency
 from serve_app.core.permit import Permit, Refusal
@@ -42,31 +42,6 @@ COOL_DOWN_S: Final = 1.0
 """Seconds a model cools after a 429 that names no time."""
 
 _MAX_DOUBLINGS: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class BreakerSnapshot:
-    """A breaker's state in a form that outlives its process: all times are remaining seconds.
-
-    Attributes:
-        wait_s: until an open breaker admits a probe.
-        cooling_s: until a cooling model may be asked.
-        probation_s: until the next trip is no longer one in a row.
-        leases: number and remaining seconds of each probe in flight.
-        last_lease: number of the last probe.
-    """
-
-    state: BreakerState
-    generation: int
-    reason: str = ""
-    isolated: bool = False
-    trips: int = 0
-    wait_s: float = 0.0
-    cooling_s: float = 0.0
-    probation_s: float = 0.0
-    successes: int = 0
-    leases: tuple[tuple[int, float], ...] = ()
-    last_lease: int = 0
 
 
 class CircuitBreaker:
@@ -102,6 +77,11 @@ class CircuitBreaker:
     def generation(self) -> int:
         """Grows with every change of state."""
         return self._generation
+
+    @property
+    def cooling_s(self) -> float:
+        """Seconds until a cooling model may be asked; 0 when it is not cooling."""
+        return max(0.0, self._cooling_until - self._clock())
 
     def health(self) -> ModelHealth:
         """What everybody may know of the model."""
@@ -178,6 +158,13 @@ class CircuitBreaker:
         self._leases = self._live_leases()
         return self._leases.pop(permit.lease, None) is not None
 
+    def renew(self, permit: Permit) -> bool:
+        """Begin a probe's lease anew, for a probe that has yet to begin; False when its time was over already."""
+        if not (permit.probe and self.release(permit)):
+            return False
+        self._leases[permit.lease] = self._clock() + self._policy.probe_lease_s
+        return True
+
     def observe(self, *, successes: int = 0, failures: int = 0, slow: int = 0, generation: int | None = None) -> None:
         """Count calls that others made without a permit; each call is one of the three.
 
@@ -233,7 +220,7 @@ class CircuitBreaker:
             isolated=self._isolated,
             trips=self._trips,
             wait_s=max(0.0, self._wait_until - now),
-            cooling_s=max(0.0, self._cooling_until - now),
+            cooling_s=self.cooling_s,
             probation_s=max(0.0, self._probation_until - now),
             successes=self._successes,
             leases=tuple((lease, until - now) for lease, until in self._live_leases().items()),
