@@ -291,8 +291,8 @@ class BreakerPolicy(Section):
     """Seconds of the sliding window."""
     open_s: PositiveFloat = 30.0
     """Seconds an open breaker waits before it admits a probe; doubles with each trip in a row."""
-    max_open_s: PositiveFloat = 300.0
-    """Cap on the growth of ``open_s``."""
+    max_open_s: PositiveFloat = 30.0
+    """Cap on the growth of ``open_s``; a model that recovers is asked again within this time."""
     half_open_probes: PositiveInt = 1
     """Probes in flight at once, and successes needed to close."""
     probe_lease_s: PositiveFloat = 60.0

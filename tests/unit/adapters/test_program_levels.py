@@ -72,7 +72,9 @@ def test_dropping_an_input_the_program_has_not_is_said_with_the_nearest(full):
 
 
 def test_cutting_an_input_the_program_has_not_is_said_with_the_nearest(full):
-    assert problems(full, max_input_chars={"txt": 5}) == ["max_input_chars: there is no input 'txt'; did you mean 'text'?"]
+    assert problems(full, max_input_chars={"txt": 5}) == [
+        "max_input_chars: there is no input 'txt'; did you mean 'text'?"
+    ]
 
 
 def test_cutting_what_is_not_text_is_said():
