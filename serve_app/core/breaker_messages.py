@@ -89,7 +89,7 @@ class ProbeLease:
         generation: the cluster's; the lease dies with it.
         use_within_s: seconds, counted from the report that it answers, within which the probe must begin unless the
             lease is given again.
-        expires_in_s: seconds after which the probe's result comes too late.
+        expires_in_s: seconds, counted likewise, after which the probe's result comes too late.
     """
 
     number: int

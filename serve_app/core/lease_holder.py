@@ -7,7 +7,8 @@
     begun        a call takes it                                                   that call is the probe
     ended        the probe's result or its cancellation is known                   told to the control plane
 
-A reply is about the moment its report was sent: a lease that was begun or returned since is not taken up again.
+A reply is about the moment its report was sent: a lease that was begun or returned since is not taken up again, and
+its seconds count from then, so that this router thinks a lease over no later than the control plane does.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class LeaseHolder:
         self._outbox = outbox
         self._clock = clock
         self._held: ProbeLease | None = None
-        self._use_by = 0.0
+        self._use_by = self._expires_at = 0.0
         self._begun: dict[ProbeLease, float] = {}
         self._spent = (0, 0)
 
@@ -56,13 +57,14 @@ class LeaseHolder:
             self.give_back()
         elif (lease.generation, lease.number) > self._spent:
             self._held, self._use_by = lease, reported_at + lease.use_within_s
+            self._expires_at = reported_at + lease.expires_in_s
 
     def take(self) -> ProbeLease | None:
         """The lease, for a call that is its probe; ``None`` when there is none to use."""
         lease = self._held if self.is_usable else None
         if lease is not None:
             self._spend(lease)
-            self._begun[lease] = self._clock() + lease.expires_in_s
+            self._begun[lease] = self._expires_at
         return lease
 
     def end(self, number: int, generation: int, outcome: Outcome) -> None:

@@ -43,6 +43,7 @@ class Request:
     router: str
     permit: RoutePermit
     answer: Answer
+    expires_at: float
 
     @property
     def is_leased(self) -> bool:
@@ -137,13 +138,18 @@ class Cluster:
             self.refusals.append((self.now, router, permit))
             return permit
         answer = self.provider(self.now, router)
-        request = Request(self.now, router, permit, answer)
+        request = Request(self.now, router, permit, answer, self.expiry(gate, permit))
         self.requests.append(request)
         self.routers[router].in_flight[id(request)] = request
         for watch in self.watchers:
             watch(request)
         self.after(answer.latency_s, lambda: self.end(request))
         return permit
+
+    def expiry(self, gate: RouteGate, permit: RoutePermit) -> float:
+        """When a leased probe's time is over, by its router's own reckoning."""
+        begun = {lease.number: until for lease, until in gate._leases._begun.items()}
+        return self.now + begun[permit.lease] - gate._clock() if permit.issuer is None else 0.0
 
     def end(self, request: Request) -> None:
         router, answer = self.routers[request.router], request.answer
@@ -205,9 +211,7 @@ class Cluster:
             request
             for router in self.routers.values()
             for request in router.in_flight.values()
-            if request.is_leased
-            and self.now - request.at < self.policy.probe_lease_s
-            and self.now - router.heard_at < 2.5
+            if request.is_leased and self.now < request.expires_at and self.now - router.heard_at < 2.5
         ]
 
     def watch_leases(self) -> None:

@@ -1,0 +1,232 @@
+"""Walking a route: who is asked next, who is left alone, and what a caller is told at the end."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_all, settle
+
+from serve_app.config import BreakerPolicy, Policy, RetryPolicy
+from serve_app.core.clock import ManualClock
+from serve_app.deployments.router import Router
+from serve_app.errors import (
+    BadOutput,
+    CircuitOpen,
+    DeadlineExceeded,
+    NoRoute,
+    ProgramError,
+    RateLimited,
+    UpstreamRefused,
+)
+from serve_app.messages import Attempt, Complexity, Options, Outcome, Result, Snapshot
+
+HARD = Options(complexity=Complexity.HIGH)
+FALLBACKS = [
+    Outcome.UNREACHABLE,
+    Outcome.TIMEOUT,
+    Outcome.SERVER_ERROR,
+    Outcome.MALFORMED,
+    Outcome.RATE_LIMITED,
+    Outcome.DENIED,
+    Outcome.CONTEXT_WINDOW,
+]
+
+
+def bad_output(asked) -> Result:
+    return Result(asked.id, error=BadOutput("?"), attempts=(Attempt(asked.model, Outcome.BAD_OUTPUT, 0.1),))
+
+
+def end(outcome: Outcome, **changes):
+    return lambda asked: failed(asked, outcome, **changes)
+
+
+class Bench:
+    """A router over three fake models; each does what its entry says, or answers."""
+
+    def __init__(self, policy: Policy | None = None, **behaviour) -> None:
+        self.clock = ManualClock()
+        self.models = {
+            name: FakeStage(behaviour.get(name, lambda asked: ok(asked, asked.model)))
+            for name in ("large", "medium", "small")
+        }
+        self.link = link()
+        self.link.snapshot = Snapshot(1, policy or Policy(retry=RetryPolicy(budget_ratio=1, budget_floor_per_s=100)))
+        self.router = Router(app_config(), self.models, self.link._telemetry, self.link, clock=self.clock)
+
+    async def ask(self, number: int = 1, **changes) -> Result:
+        asked = call(number, **({"options": HARD} | changes))
+        return (await run_all(self.router, asked))[asked.id]
+
+    def asked(self) -> dict[str, int]:
+        return {name: len(stage.calls) for name, stage in self.models.items() if stage.calls}
+
+
+async def test_the_first_of_the_route_answers() -> None:
+    bench = Bench()
+    assert (await bench.ask()).model == "large"
+    assert (await bench.ask(2, options=Options(complexity=Complexity.LOW))).model == "small"
+    assert (await bench.ask(3, options=Options(model="medium"))).model == "medium"
+
+
+@pytest.mark.parametrize("outcome", FALLBACKS)
+async def test_the_next_answers_and_everything_spent_is_accounted_for(outcome) -> None:
+    bench = Bench(large=end(outcome))
+    result = await bench.ask()
+    assert [(attempt.model, attempt.outcome) for attempt in result.attempts] == [
+        ("large", outcome),
+        ("medium", Outcome.OK),
+    ]
+    assert result.model == "medium"
+    assert result.usage.input_tokens == 20
+    assert result.cost_usd == pytest.approx(0.0015)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"), [(Outcome.CONTENT_POLICY, UpstreamRefused), (Outcome.BAD_REQUEST, UpstreamRefused)]
+)
+async def test_a_refusal_of_the_request_is_passed_on(outcome, error) -> None:
+    def refuse(asked):
+        attempt = Attempt(asked.model, outcome, 0.1)
+        return Result(asked.id, error=UpstreamRefused("because", outcome=outcome), attempts=(attempt,))
+
+    bench = Bench(large=refuse)
+    result = await bench.ask()
+    assert type(result.error) is error
+    assert str(result.error) == "because"
+    assert bench.asked() == {"large": 1}
+
+
+async def test_the_programs_own_error_ends_the_call() -> None:
+    bench = Bench(large=lambda asked: Result(asked.id, error=ProgramError("the program failed")))
+    assert isinstance((await bench.ask()).error, ProgramError)
+    assert bench.asked() == {"large": 1}
+
+
+async def test_a_bad_answer_goes_to_the_next_model_once() -> None:
+    bench = Bench(large=bad_output, medium=bad_output)
+    assert isinstance((await bench.ask()).error, BadOutput)
+    assert bench.asked() == {"large": 1, "medium": 1}
+
+
+async def test_a_too_long_prompt_goes_only_to_larger_windows() -> None:
+    bench = Bench(large=end(Outcome.CONTEXT_WINDOW), medium=end(Outcome.CONTEXT_WINDOW))
+    result = await bench.ask()
+    assert isinstance(result.error, UpstreamRefused)
+    assert bench.asked() == {"large": 1, "medium": 1}
+
+
+async def test_bad_requests_and_bad_answers_never_open_a_breaker() -> None:
+    bench = Bench(large=bad_output)
+    for number in range(30):
+        await bench.ask(number)
+    assert bench.asked()["large"] == 30
+
+
+async def test_a_model_that_keeps_failing_is_left_alone_and_comes_back() -> None:
+    failing = True
+    bench = Bench(large=lambda asked: failed(asked, Outcome.SERVER_ERROR) if failing else ok(asked, asked.model))
+    for number in range(20):
+        assert (await bench.ask(number)).model == "medium"
+    opened = bench.asked()["large"]
+    assert opened == BreakerPolicy().minimum_calls
+    failing = False
+    bench.clock.advance(BreakerPolicy().open_s)
+    assert (await bench.ask(99)).model == "large"
+
+
+async def test_a_rate_limited_model_is_not_asked_before_its_time() -> None:
+    answers = [end(Outcome.RATE_LIMITED, retry_after_s=5.0)]
+    bench = Bench(large=lambda asked: answers.pop()(asked) if answers else ok(asked, asked.model))
+    assert (await bench.ask(1)).model == "medium"
+    bench.clock.advance(4.9)
+    assert (await bench.ask(2)).model == "medium"
+    bench.clock.advance(0.2)
+    assert (await bench.ask(3)).model == "large"
+
+
+async def test_everything_down_is_no_route_with_every_attempt() -> None:
+    down = end(Outcome.SERVER_ERROR)
+    bench = Bench(large=down, medium=down, small=down)
+    result = await bench.ask()
+    assert type(result.error) is NoRoute
+    assert result.error.retry_after_s >= 1
+    assert [attempt.model for attempt in result.attempts] == ["large", "medium", "small"]
+
+
+async def test_everything_open_is_said_without_asking_anyone() -> None:
+    down = end(Outcome.DENIED)
+    bench = Bench(large=down, medium=down, small=down)
+    await bench.ask(1)
+    before = bench.asked()
+    result = await bench.ask(2)
+    assert type(result.error) is CircuitOpen
+    assert 0 < result.error.retry_after_s <= BreakerPolicy().open_s
+    assert bench.asked() == before
+
+
+async def test_everything_cooling_is_a_rate_limit() -> None:
+    limited = end(Outcome.RATE_LIMITED, retry_after_s=7.0)
+    bench = Bench(large=limited, medium=limited, small=limited)
+    await bench.ask(1)
+    result = await bench.ask(2)
+    assert type(result.error) is RateLimited
+    assert result.error.retry_after_s == pytest.approx(7)
+
+
+async def test_a_pinned_model_has_no_fallback() -> None:
+    bench = Bench(small=end(Outcome.SERVER_ERROR))
+    assert isinstance((await bench.ask(options=Options(model="small"))).error, NoRoute)
+    assert bench.asked() == {"small": 1}
+
+
+async def test_second_attempts_are_paid_from_the_budget() -> None:
+    policy = Policy(
+        retry=RetryPolicy(budget_ratio=0.2, budget_floor_per_s=0), breaker=BreakerPolicy(minimum_calls=10_000)
+    )
+    down = end(Outcome.SERVER_ERROR)
+    bench = Bench(policy, large=down, medium=down, small=down)
+    for number in range(100):
+        await bench.ask(number)
+    assert sum(bench.asked().values()) <= 120
+
+
+async def test_the_first_fallback_of_an_open_primary_costs_nothing() -> None:
+    policy = Policy(retry=RetryPolicy(budget_ratio=0, budget_floor_per_s=0))
+    bench = Bench(policy, large=end(Outcome.DENIED))
+    assert (await bench.ask(1)).error is not None
+    assert (await bench.ask(2)).model == "medium"
+
+
+async def test_an_expired_call_is_never_started() -> None:
+    bench = Bench()
+    assert isinstance((await bench.ask(remaining_s=0)).error, DeadlineExceeded)
+    assert bench.asked() == {}
+
+
+async def test_each_attempt_leaves_time_for_the_next() -> None:
+    bench = Bench(large=end(Outcome.SERVER_ERROR))
+    await bench.ask(remaining_s=9)
+    (first,), (second,) = bench.models["large"].calls, bench.models["medium"].calls
+    assert first.remaining_s == pytest.approx(3)
+    assert second.remaining_s == pytest.approx(4.5)
+    assert (first.model, second.model) == ("large", "medium")
+
+
+async def test_a_caller_who_leaves_cancels_the_attempt_and_counts_for_nothing() -> None:
+    bench = Bench(large=lambda _: asyncio.Event().wait())
+    chunks = bench.router.run([call(1, options=HARD)])
+    await anext(chunks)
+    await settle()
+    await chunks.aclose()
+    await settle()
+    assert bench.models["large"].cancelled == ["c1"]
+    assert bench.router._breakers["large"].health().requests == 0
+
+
+async def test_a_new_policy_holds_for_the_next_call() -> None:
+    bench = Bench()
+    policy = Policy.model_validate({"routing": {"strategy": "cost", "complexity": {"high": 0.7, "medium": 0.7}}})
+    snapshot = replace(bench.link.snapshot, version=2, policy=policy)
+    bench.link.snapshot = snapshot
+    bench.router._reconfigure(snapshot)
+    assert (await bench.ask()).model == "small"

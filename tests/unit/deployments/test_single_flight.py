@@ -1,0 +1,84 @@
+"""Identical work is done once; who leaves hurts nobody."""
+
+import asyncio
+
+import pytest
+from deployment_fakes import settle
+
+from serve_app.deployments.single_flight import SingleFlight
+
+
+class Work:
+    def __init__(self) -> None:
+        self.started = 0
+        self.cancelled = 0
+        self.gate = asyncio.Event()
+
+    async def __call__(self) -> str:
+        self.started += 1
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return f"result {self.started}"
+
+
+async def test_many_who_ask_at_once_share_one_result() -> None:
+    flights, work = SingleFlight(), Work()
+    asked = [asyncio.create_task(flights.do("key", work)) for _ in range(50)]
+    await settle()
+    work.gate.set()
+    results = await asyncio.gather(*asked)
+    assert work.started == 1
+    assert [joined for _, joined in results].count(False) == 1
+    assert {result for result, _ in results} == {"result 1"}
+    assert len(flights) == 0
+
+
+async def test_different_keys_and_later_calls_are_made_anew() -> None:
+    flights, work = SingleFlight(), Work()
+    work.gate.set()
+    await asyncio.gather(flights.do("a", work), flights.do("b", work))
+    await flights.do("a", work)
+    assert work.started == 3
+
+
+async def test_the_one_who_started_may_leave() -> None:
+    flights, work = SingleFlight(), Work()
+    leader = asyncio.create_task(flights.do("key", work))
+    await settle()
+    follower = asyncio.create_task(flights.do("key", work))
+    await settle()
+    leader.cancel()
+    await settle()
+    work.gate.set()
+    assert await follower == ("result 1", True)
+    assert work.cancelled == 0
+
+
+async def test_when_the_last_leaves_the_work_is_cancelled() -> None:
+    flights, work = SingleFlight(), Work()
+    asked = [asyncio.create_task(flights.do("key", work)) for _ in range(3)]
+    await settle()
+    for task in asked:
+        task.cancel()
+    await settle()
+    assert work.cancelled == 1
+    assert len(flights) == 0
+
+
+async def test_an_error_reaches_everyone_and_is_not_kept() -> None:
+    flights, gate = SingleFlight(), asyncio.Event()
+
+    async def fail() -> None:
+        await gate.wait()
+        raise ValueError("no")
+
+    asked = [asyncio.create_task(flights.do("key", fail)) for _ in range(3)]
+    await settle()
+    gate.set()
+    for task in asked:
+        with pytest.raises(ValueError, match="no"):
+            await task
+    assert len(flights) == 0
