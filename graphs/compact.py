@@ -33,6 +33,11 @@ def build(args: dict[str, Any]) -> Application:
     return parts.ingress(config, control, wire, handles)
 
 
+def deployment_names(config: AppConfig) -> tuple[str, ...]:
+    """What ``deployments:`` in the configuration may name."""
+    return parts.deployment_names(config)
+
+
 def wire(config: AppConfig, handles: Mapping[str, Handle], telemetry: Telemetry, link: ControlLink) -> Stage:
     """Behind the ingress' batches: cache and router in the same process, the models one hop away."""
     router = Router(config, model_stages(config, handles), telemetry, link)

@@ -41,6 +41,12 @@ def bind(cls: type, name: str, options: Mapping[str, Any], *args: Any) -> Applic
     return serve.deployment(name=name, **options)(cls).bind(*args)
 
 
+def deployment_names(config: AppConfig) -> tuple[str, ...]:
+    """The deployments that both graphs have."""
+    redis = (EMBEDDED_REDIS,) if config.cache.redis_url == "embedded" else ()
+    return ("Ingress", "ControlPlane", *redis, *(model_deployment_name(model.name) for model in config.models))
+
+
 def control_plane(config: AppConfig) -> Application:
     """The control plane: always one replica, also during an update."""
     return bind(ControlPlaneDeployment, "ControlPlane", ONE_ONLY, config)

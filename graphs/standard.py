@@ -33,6 +33,11 @@ def build(args: dict[str, Any]) -> Application:
     return parts.ingress(config, control, wire, {"Cache": cache})
 
 
+def deployment_names(config: AppConfig) -> tuple[str, ...]:
+    """What ``deployments:`` in the configuration may name."""
+    return ("Cache", "Router", *parts.deployment_names(config))
+
+
 def wire(config: AppConfig, handles: Mapping[str, Handle], telemetry: Telemetry, link: ControlLink) -> Stage:
     """Behind the ingress' batches: the cache, one hop away."""
     del config, telemetry, link

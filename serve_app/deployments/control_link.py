@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from serve_app.adapters.system_stats import node_cpu, node_memory
 from serve_app.config import Policy
 from serve_app.messages import Attempt, BreakerState, Outcome, OutcomeCount, Report, Snapshot
 
@@ -59,6 +60,10 @@ class _Pending:
         self.failed_calls += later.failed_calls
         self.latencies_s += later.latencies_s
         self.waits_s += later.waits_s
+
+
+def _node() -> dict[str, float]:
+    return {"node_cpu": node_cpu(), "node_memory": node_memory()}
 
 
 class ControlLink:
@@ -175,7 +180,7 @@ class ControlLink:
             tuple(pending.latencies_s),
             tuple(pending.waits_s),
             self._breakers(),
-            {name: value for read in self._gauges for name, value in read().items()},
+            {name: value for read in (_node, *self._gauges) for name, value in read().items()},
             self._telemetry.samples(),
         )
 

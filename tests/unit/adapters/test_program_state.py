@@ -101,8 +101,8 @@ def test_json_that_is_no_state_is_said(tmp_path):
 def test_a_missing_and_an_extra_predictor_are_both_named_with_the_nearest(saved):
     change(saved, lambda state: state.update(predicts=state.pop("predict")))
     missing, extra = problems(saved)
-    assert missing.endswith("has no predictor 'predict' of the program; nearest: 'predicts'")
-    assert extra.endswith("has predictor 'predicts', which the program has not; nearest: 'predict'")
+    assert missing.endswith("has no predictor 'predict' of the program; did you mean 'predicts'?")
+    assert extra.endswith("has predictor 'predicts', which the program has not; did you mean 'predict'?")
 
 
 def test_another_number_of_fields_is_said(saved):

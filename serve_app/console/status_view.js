@@ -1,0 +1,97 @@
+// What GET v1/status says, as a page: level, models, system, policy.
+
+import { byId, element, setText, show } from "./dom.js";
+import { NONE, digits, duration, isNumber, money, words } from "./format.js";
+
+const LEVELS = { full: "good", degraded: "warn", minimal: "bad" };
+const BREAKERS = { closed: "good", half_open: "warn", open: "bad" };
+const COLUMNS = ["Model", "Breaker", "Health", "Requests", "Failures", "Mean latency", "Waiting"];
+const CACHE_WORDS = { near_entries: "answers, near", memory_entries: "answers, memory", in_flight: "being made" };
+
+/** Show a status document; what it lacks is shown as missing. */
+export function showStatus(status) {
+  showLevel(status);
+  const window_s = status.policy?.breaker?.window_s;
+  setText(byId("models-window"), isNumber(window_s) ? `counted over ${digits(window_s)} s` : "");
+  show(byId("models-view"), [status.models, status.queues], () => modelsTable(status.models, status.queues ?? {}));
+  show(byId("system"), [status.replicas, status.queues, status.caches, status.cost_usd, status.ready], () => tiles(status));
+  show(byId("policy-view"), status.policy ?? null, (policy) => (policy ? tree(policy) : note("not known")));
+}
+
+function showLevel(status) {
+  const { level, reason = "", since_s } = typeof status.level === "string" ? { level: status.level } : status.level ?? {};
+  const pill = byId("level");
+  pill.className = `pill ${LEVELS[level] ?? ""}`;
+  setText(pill, level ? `level ${level}` : "level unknown");
+  const since = isNumber(since_s) ? `for ${duration(Math.floor(since_s) || 1)}` : "";
+  const text = [reason && words(reason), level !== "full" || reason ? since : ""].filter(Boolean).join(", ");
+  byId("reason").hidden = !text;
+  setText(byId("reason"), text && `Level ${level}: ${text}`);
+}
+
+function modelsTable(models, queues) {
+  if (!models || !Object.keys(models).length) return note("No model is known.");
+  const head = COLUMNS.map((name) => element("th", { scope: "col", role: "columnheader" }, name));
+  const rows = Object.entries(models).map(([name, model]) => modelRow(name, model, queues[`Model-${name}`]));
+  // Roles are spelled out, for a narrow screen lays rows out as blocks, which takes a table's meaning away.
+  return element(
+    "table",
+    { class: "models", role: "table", "aria-labelledby": "models-title" },
+    element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, head)),
+    element("tbody", { role: "rowgroup" }, rows),
+  );
+}
+
+function modelRow(name, model, waiting) {
+  const why = [model.reason && words(model.reason), model.retry_after_s > 0 && `again in ${duration(model.retry_after_s)}`];
+  const breaker = element("span", { class: `pill ${BREAKERS[model.breaker] ?? ""}` }, words(model.breaker ?? NONE));
+  const cells = [
+    [breaker, ...why.filter(Boolean).map((text) => element("small", {}, ` ${text}`))],
+    [element("span", { class: model.healthy ? "ok" : "not-ok" }, model.healthy ? "healthy" : "not healthy")],
+    [digits(model.requests)],
+    [element("span", { class: model.failures > 0 ? "not-ok" : "" }, digits(model.failures))],
+    [duration(model.mean_latency_s)],
+    [digits(waiting)],
+  ];
+  return element(
+    "tr",
+    { role: "row", "data-model": name },
+    element("th", { scope: "row", role: "rowheader" }, name),
+    cells.map((children, at) =>
+      element("td", { role: "cell", "data-label": COLUMNS[at + 1], class: at > 1 ? "number" : null }, children),
+    ),
+  );
+}
+
+function tiles(status) {
+  return [
+    tile("Replicas", status.replicas, digits),
+    tile("Queues: calls waiting", status.queues, digits),
+    tile("Caches", status.caches, digits, CACHE_WORDS),
+    tile("Cost so far", { "all models": status.cost_usd }, money),
+    tile("Service", { "able to answer": status.ready ? "yes" : "no" }, String),
+  ];
+}
+
+function tile(title, values, format, names = {}) {
+  const rows = Object.entries(values ?? {}).map(([name, value]) => row(names[name] ?? name, format(value)));
+  return element("div", { class: "card" }, element("h3", {}, title), rows.length ? element("dl", {}, rows) : note("none"));
+}
+
+function row(name, ...value) {
+  return element("div", {}, element("dt", {}, name), element("dd", {}, ...value));
+}
+
+/** Nested settings as nested lists. */
+function tree(value) {
+  const rows = Object.entries(value).map(([name, inner]) =>
+    inner !== null && typeof inner === "object" && !Array.isArray(inner)
+      ? element("div", { class: "branch" }, element("dt", {}, name), element("dd", {}, tree(inner)))
+      : row(name, inner === null ? NONE : String(inner)),
+  );
+  return element("dl", {}, rows);
+}
+
+function note(text) {
+  return element("p", { class: "note" }, text);
+}

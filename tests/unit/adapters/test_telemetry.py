@@ -1,0 +1,78 @@
+"""Counts of many replicas become one page whose totals never go backwards."""
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve_app.adapters.telemetry import MetricsPage, Telemetry, gauge
+from serve_app.messages import Attempt, Outcome, Usage
+
+
+def busy(calls: int = 1, active: int = 0) -> Telemetry:
+    telemetry = Telemetry()
+    for _ in range(calls):
+        telemetry.call_finished("ask", "large", "success", 0.2)
+        telemetry.attempt_finished("ask", Attempt("large", Outcome.OK, 0.2, Usage(10, 5), 0.25))
+    telemetry.set_active(active)
+    return telemetry
+
+
+def values(page: MetricsPage, name: str) -> dict[tuple, float]:
+    families = text_string_to_metric_families(page.render().decode())
+    return {
+        tuple(sorted(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def test_counters_and_histograms_add_up_and_gauges_stay_apart() -> None:
+    page = MetricsPage()
+    page.update("one", busy(2, active=3).samples())
+    page.update("two", busy(5, active=4).samples())
+    assert list(values(page, "dspy_requests_total").values()) == [7]
+    assert list(values(page, "dspy_request_duration_seconds_count").values()) == [7]
+    assert values(page, "dspy_active_requests") == {(("replica", "one"),): 3, (("replica", "two"),): 4}
+    assert page.total("dspy_cost_usd_total") == 7 * 0.25
+
+
+def test_newer_samples_replace_older_ones_of_the_same_replica() -> None:
+    page, telemetry = MetricsPage(), busy(2)
+    page.update("one", telemetry.samples())
+    telemetry.call_finished("ask", "large", "success", 0.2)
+    page.update("one", telemetry.samples())
+    page.update("one", ())
+    assert list(values(page, "dspy_requests_total").values()) == [3]
+
+
+def test_a_replica_that_leaves_takes_its_gauges_and_leaves_its_totals() -> None:
+    page = MetricsPage()
+    for number in range(5):
+        page.update(f"r{number}", busy(2, active=1).samples())
+        page.depart(f"r{number}")
+    page.update("last", busy(1, active=9).samples())
+    assert list(values(page, "dspy_requests_total").values()) == [11]
+    assert values(page, "dspy_active_requests") == {(("replica", "last"),): 9}
+
+
+def test_leaving_twice_or_unknown_changes_nothing() -> None:
+    page = MetricsPage()
+    page.update("one", busy(2).samples())
+    page.depart("one")
+    page.depart("one")
+    page.depart("stranger")
+    assert list(values(page, "dspy_requests_total").values()) == [2]
+
+
+def test_tokens_are_counted_by_kind() -> None:
+    page = MetricsPage()
+    page.update("one", busy(2).samples())
+    assert values(page, "dspy_tokens_total") == {
+        (("kind", "input"), ("model", "large")): 20,
+        (("kind", "output"), ("model", "large")): 10,
+    }
+
+
+def test_what_only_the_control_plane_knows_has_no_replica() -> None:
+    page = MetricsPage()
+    text = page.render([gauge("dspy_degradation_level", "Level.", {(): 2.0})]).decode()
+    assert "dspy_degradation_level 2.0" in text

@@ -1,0 +1,43 @@
+"""What each outcome leaves of a route."""
+
+import pytest
+
+from serve_app.core.fallback import FallbackPlan
+from serve_app.core.outcomes import MEANINGS, NextRoute
+from serve_app.messages import Outcome
+
+WINDOWS = {"a": 100, "b": 50, "c": 200, "d": 100}
+
+
+def plan(max_attempts: int = 10) -> FallbackPlan:
+    return FallbackPlan("abcd", WINDOWS, max_attempts)
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_each_outcome_leaves_what_the_table_says(outcome) -> None:
+    made = plan()
+    made.record("a", outcome)
+    left = {
+        NextRoute.NONE: "",
+        NextRoute.ANY: "bcd",
+        NextRoute.LARGER_WINDOW: "c",
+        NextRoute.ONCE: "bcd",
+    }
+    assert "".join(made.models) == left[MEANINGS[outcome].next_route]
+
+
+def test_bad_output_escalates_once_in_a_call() -> None:
+    made = plan()
+    made.record("a", Outcome.BAD_OUTPUT)
+    made.record("b", Outcome.TIMEOUT)
+    made.record("c", Outcome.BAD_OUTPUT)
+    assert made.models == ()
+
+
+def test_attempts_are_bounded_and_skipping_is_none() -> None:
+    made = plan(max_attempts=2)
+    made.skip("a")
+    assert (made.models, made.attempts_left) == (("b", "c", "d"), 2)
+    made.record("b", Outcome.TIMEOUT)
+    made.record("c", Outcome.TIMEOUT)
+    assert (made.models, made.attempts_left) == ((), 0)

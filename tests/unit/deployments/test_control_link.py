@@ -1,0 +1,93 @@
+"""A replica's line to the control plane: nothing is lost while it is away, and the last snapshot holds."""
+
+import asyncio
+
+import pytest
+from ray.exceptions import RayActorError
+
+from serve_app.adapters.telemetry import Telemetry
+from serve_app.config import Policy
+from serve_app.deployments import control_link
+from serve_app.deployments.control_link import ControlLink
+from serve_app.messages import Attempt, Outcome, Snapshot
+
+
+class FakeControl:
+    """Answers ``exchange`` with what is in ``replies``, in order; exceptions are raised."""
+
+    def __init__(self, *replies) -> None:
+        self.replies = list(replies)
+        self.reports: list = []
+        self.exchange = self
+
+    async def remote(self, report):
+        self.reports.append(report)
+        reply = self.replies.pop(0) if self.replies else await asyncio.Event().wait()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_link, "EXCHANGE_INTERVAL_S", 0)
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_a_snapshot_arrives_and_listeners_hear_of_it_once() -> None:
+    snapshot = Snapshot(3, Policy())
+    control = FakeControl(snapshot, snapshot)
+    link = ControlLink(control, "Router", Telemetry())
+    heard: list[Snapshot] = []
+    link.on_snapshot(heard.append)
+    assert not link.is_ready
+    link.start()
+    await until(lambda: len(control.reports) == 3)
+    link.stop()
+    assert link.is_ready
+    assert heard == [snapshot]
+
+
+async def test_what_could_not_be_reported_is_reported_later() -> None:
+    control = FakeControl(RayActorError(), RayActorError(), Snapshot(1, Policy()))
+    link = ControlLink(control, "Router", Telemetry())
+    link.attempt_finished(Attempt("large", Outcome.OK, 0.5))
+    link.call_finished(0.5, failed=True)
+    link.start()
+    await until(lambda: len(control.reports) == 2)
+    link.attempt_finished(Attempt("large", Outcome.OK, 0.25))
+    await until(lambda: len(control.reports) == 4)
+    link.stop()
+    sent = control.reports[2]
+    assert [(count.count, count.total_latency_s) for count in sent.outcomes] == [(2, 0.75)]
+    assert (sent.calls, sent.failed_calls, sent.latencies_s) == (1, 1, (0.5,))
+    assert control.reports[3].outcomes == ()
+
+
+async def test_while_the_control_plane_is_away_the_last_snapshot_holds() -> None:
+    snapshot = Snapshot(3, Policy())
+    control = FakeControl(snapshot, RayActorError())
+    link = ControlLink(control, "Router", Telemetry())
+    link.start()
+    await until(lambda: len(control.reports) == 3)
+    assert link.snapshot == snapshot
+    assert link.is_ready
+    assert not link.is_connected
+    link.stop()
+
+
+async def test_samples_are_bounded() -> None:
+    link = ControlLink(FakeControl(), "Router", Telemetry())
+    for _ in range(10_000):
+        link.waited(0.1)
+        link.call_finished(0.1, failed=False)
+    link.start()
+    await until(lambda: link._handle.reports)
+    link.stop()
+    (report,) = link._handle.reports
+    assert (report.calls, len(report.latencies_s), len(report.waits_s)) == (10_000, 500, 500)

@@ -1,0 +1,109 @@
+"""What the control plane makes of reports: health, level, policy, one page of metrics."""
+
+import pytest
+from deployment_fakes import app_config
+
+from serve_app.adapters.telemetry import Telemetry
+from serve_app.core.clock import ManualClock
+from serve_app.deployments.control_plane import SILENCE_S, ControlPlane
+from serve_app.errors import ConfigError
+from serve_app.messages import BreakerState, Level, Outcome, OutcomeCount, Report
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def plane(clock) -> ControlPlane:
+    return ControlPlane(app_config().models, clock=clock)
+
+
+def router(source: str = "Router-1", **report) -> Report:
+    return Report(source, "Router", **report)
+
+
+async def test_health_is_the_sum_of_all_routers(plane) -> None:
+    for source in ("Router-1", "Router-2"):
+        counts = (OutcomeCount("large", Outcome.OK, 3, 0.3), OutcomeCount("large", Outcome.TIMEOUT, 1, 5.0))
+        snapshot = await plane.exchange(router(source, outcomes=counts))
+    assert (snapshot.models["large"].requests, snapshot.models["large"].failures) == (8, 2)
+    assert snapshot.models["small"].requests == 0
+
+
+async def test_what_is_not_the_models_fault_is_not_counted(plane) -> None:
+    counts = tuple(
+        OutcomeCount("large", outcome, 5, 1.0)
+        for outcome in (Outcome.BAD_REQUEST, Outcome.BAD_OUTPUT, Outcome.RATE_LIMITED, Outcome.CANCELLED)
+    )
+    assert (await plane.exchange(router(outcomes=counts))).models["large"].requests == 0
+
+
+async def test_the_version_grows_only_when_something_changed(plane) -> None:
+    first = await plane.exchange(router())
+    assert (await plane.exchange(router())).version == first.version
+    plane.reconfigure({"routing": {"strategy": "quality"}})
+    assert (await plane.exchange(router())).version > first.version
+
+
+async def test_a_bad_policy_is_refused_and_the_old_one_stays(plane) -> None:
+    plane.reconfigure({"routing": {"strategy": "quality"}})
+    with pytest.raises(ConfigError, match=r"routing\.stratgy: unknown key; did you mean 'strategy'"):
+        plane.reconfigure({"routing": {"stratgy": "cost"}})
+    assert (await plane.exchange(router())).policy.routing.strategy == "quality"
+
+
+async def test_a_pin_holds_a_level(plane) -> None:
+    plane.reconfigure({"degradation": {"pin": "minimal"}})
+    snapshot = await plane.exchange(router())
+    assert (snapshot.level, snapshot.reason) == (Level.MINIMAL, "pinned")
+
+
+async def test_failing_calls_lower_the_level_and_say_why(plane, clock) -> None:
+    snapshot = await plane.exchange(Report("Ingress-1", "Ingress", calls=100, failed_calls=50))
+    assert snapshot.level is Level.MINIMAL
+    assert "error_rate" in snapshot.reason
+    assert (await plane.status())["level"]["level"] == "minimal"
+
+
+async def test_a_busy_cpu_does_not_count_while_the_cluster_starts(plane, clock) -> None:
+    busy = router(gauges={"node_cpu": 1.0})
+    assert (await plane.exchange(busy)).level is Level.FULL
+    for _ in range(100):
+        clock.advance(0.5)
+        snapshot = await plane.exchange(busy)
+    assert snapshot.level is Level.DEGRADED
+    assert "cpu" in snapshot.reason
+
+
+async def test_status_shows_the_worst_breaker_queues_and_replicas(plane) -> None:
+    await plane.exchange(router("Router-1", breakers={"large": BreakerState.OPEN}))
+    await plane.exchange(router("Router-2", breakers={"large": BreakerState.CLOSED}))
+    for source in ("a", "b"):
+        await plane.exchange(Report(source, "Model-large", gauges={"queue_depth": 3.0}))
+    status = await plane.status()
+    assert status["models"]["large"]["breaker"] == "open"
+    assert status["models"]["large"]["healthy"] is False
+    assert status["queues"] == {"Model-large": 6.0}
+    assert status["replicas"] == {"Model-large": 2, "Router": 2}
+
+
+async def test_a_silent_replica_leaves_and_its_totals_stay(plane, clock) -> None:
+    telemetry = Telemetry()
+    telemetry.call_finished("ask", "large", "success", 0.1)
+    telemetry.set_active(7)
+    await plane.exchange(Report("Ingress-1", "Ingress", metrics=telemetry.samples()))
+    clock.advance(SILENCE_S + 1)
+    await plane.exchange(Report("Ingress-2", "Ingress", metrics=telemetry.samples()))
+    page = (await plane.metrics()).decode()
+    assert 'dspy_requests_total{model="large",program="ask",status="success"} 2.0' in page
+    assert 'dspy_active_requests{replica="Ingress-2"} 7.0' in page
+    assert "Ingress-1" not in page
+    assert (await plane.status())["replicas"] == {"Ingress": 1}
+
+
+async def test_the_page_has_what_only_the_control_plane_knows(plane) -> None:
+    page = (await plane.metrics()).decode()
+    assert "dspy_degradation_level 0.0" in page
+    assert 'dspy_breaker_state{model="large"} 0.0' in page

@@ -1,0 +1,106 @@
+"""One model's replica: slots, expiry, and what an attempt cost."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from deployment_fakes import app_config, call, link, run_all, settle
+
+from serve_app.adapters.call_scope import current_scope
+from serve_app.adapters.dspy_program import Answer
+from serve_app.deployments.model_replica import ModelReplica
+from serve_app.errors import BadOutput, UpstreamError
+from serve_app.messages import Options, Outcome
+
+
+class FakePool:
+    def lm(self, model) -> str:
+        return model.name
+
+
+class FakeProgram:
+    """Spends tokens, then does what ``act`` does."""
+
+    def __init__(self, config, act=None) -> None:
+        self.config = config
+        self._act = act
+        self.running = self.most = 0
+        self.limits: list = []
+
+    async def run(self, asked, lm) -> Answer:
+        scope = current_scope()
+        scope.spend(1000, 500)
+        self.limits.append(scope.max_tokens)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            if self._act:
+                await self._act(asked)
+        finally:
+            self.running -= 1
+        return Answer({"answer": lm}, 0.5)
+
+
+def replica(act=None, slots: int = 4) -> tuple[ModelReplica, FakeProgram]:
+    config = app_config()
+    program = FakeProgram(config.programs[0], act)
+    model = config.models[0].model_copy(update={"max_ongoing_requests": slots})
+    made = link()
+    return ModelReplica(model, {"ask": program}, FakePool(), made._telemetry, made), program
+
+
+async def test_an_answer_says_what_it_took() -> None:
+    made, _ = replica()
+    result = (await run_all(made, call(1)))["c1"]
+    assert (result.outputs, result.confidence) == ({"answer": "large"}, 0.5)
+    (attempt,) = result.attempts
+    assert (attempt.model, attempt.outcome, attempt.usage.output_tokens) == ("large", Outcome.OK, 500)
+    assert attempt.cost_usd == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(UpstreamError("x", outcome=Outcome.TIMEOUT), Outcome.TIMEOUT), (BadOutput("x"), Outcome.BAD_OUTPUT)],
+)
+async def test_a_failed_attempt_costs_what_it_spent(error, outcome) -> None:
+    async def act(_):
+        raise error
+
+    result = (await run_all(replica(act)[0], call(1)))["c1"]
+    assert result.error is error
+    assert result.attempts[0].outcome is outcome
+    assert result.attempts[0].cost_usd == pytest.approx(0.005)
+
+
+async def test_no_more_calls_run_than_there_are_slots_and_the_rest_wait_here() -> None:
+    gate = asyncio.Event()
+    made, program = replica(lambda _: gate.wait(), slots=3)
+    running = asyncio.create_task(run_all(made, *(call(n) for n in range(10))))
+    await settle()
+    assert (program.running, made.queue_depth) == (3, 7)
+    gate.set()
+    assert len(await running) == 10
+    assert (program.most, made.queue_depth) == (3, 0)
+
+
+async def test_expired_work_is_never_started() -> None:
+    made, program = replica()
+    result = (await run_all(made, call(1, remaining_s=0)))["c1"]
+    assert result.attempts[0].outcome is Outcome.REJECTED
+    assert program.limits == []
+
+
+async def test_a_call_that_is_left_gives_its_slot_back() -> None:
+    made, program = replica(lambda _: asyncio.Event().wait(), slots=1)
+    chunks = made.run([call(1), call(2)])
+    await anext(chunks)
+    await settle()
+    await chunks.aclose()
+    await settle()
+    assert (program.running, made.queue_depth, made._slots.locked()) == (0, 0, False)
+
+
+async def test_the_callers_token_limit_reaches_the_engine() -> None:
+    made, program = replica()
+    await run_all(made, replace(call(1), options=Options(max_tokens=7)), call(2))
+    assert sorted(program.limits, key=str) == [7, None]
