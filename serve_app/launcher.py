@@ -52,6 +52,7 @@ _DEFAULTS: Final = {
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "LITELLM_LOCAL_MODEL_COST_MAP": "true",
 }
 """Nothing is asked, reported or downloaded at start unless the person set it otherwise.

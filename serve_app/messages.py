@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from serve_app.config import Policy
+    from serve_app.core.breaker_messages import BreakerReply, BreakerReport
     from serve_app.errors import SwitchyardError
 
 
@@ -207,7 +208,7 @@ class Report:
         failed_calls: those of them that failed for a reason of ours.
         latencies_s: how long these calls took; a sample when there were many.
         waits_s: how long calls waited for a model slot; a sample when there were many.
-        breakers: state of this router's own breakers, by model.
+        breakers: what this router tells of its models, by name; empty from whoever is no router.
         gauges: figures of this moment by name (queue depths, entries, bytes).
         metrics: the replica's Prometheus samples, as ``serve_app.adapters.telemetry`` writes them.
     """
@@ -219,7 +220,7 @@ class Report:
     failed_calls: int = 0
     latencies_s: tuple[float, ...] = ()
     waits_s: tuple[float, ...] = ()
-    breakers: Mapping[str, BreakerState] = field(default_factory=dict)
+    breakers: Mapping[str, BreakerReport] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     metrics: tuple[Any, ...] = ()
 
@@ -247,10 +248,15 @@ class ModelHealth:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the control plane tells every replica; ``version`` grows whenever the rest changes."""
+    """What the control plane tells a replica; ``version`` grows whenever policy, level, reason or models change.
+
+    Attributes:
+        breakers: the replies to the breakers' reports of this very router, by model.
+    """
 
     version: int
     policy: Policy
     level: Level = Level.FULL
     reason: str = ""
     models: Mapping[str, ModelHealth] = field(default_factory=dict)
+    breakers: Mapping[str, BreakerReply] = field(default_factory=dict)

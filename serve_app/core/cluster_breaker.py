@@ -1,7 +1,7 @@
 """One model's circuit breaker for the whole cluster, fed by what all routers report.
 
     state       event                                            next        what happens
-    closed      all routers together reach a threshold, and      open        once every other router had a say
+    closed      all routers together reach a threshold, and      open        once every other router had its say
                 more than half of its callers do so themselves
     closed      an outcome that opens at once                    open        whatever the others say
     open        a router wants to probe after the wait           half_open   it gets a lease
@@ -219,10 +219,11 @@ class ClusterBreaker:
     def _judge(self, router: str) -> None:
         """Open when the routers agree, and each of the others reported since they first seemed to.
 
-        Without the delay a router that fails fast would outvote those whose good calls are still on their way.
+        Without the delay a router that fails fast would outvote those whose good calls are still on their way, and
+        one that reports first to a new control plane those that it does not know of yet.
         """
         reason = why_open(self._counts(), self._policy) if self._breaker.state is BreakerState.CLOSED else ""
-        if not reason:
+        if not reason or self._leases.is_learning:
             self._awaited = None
             return
         if self._awaited is None:

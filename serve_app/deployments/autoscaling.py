@@ -53,8 +53,7 @@ def scaling_options(replicas: Replicas) -> dict[str, Any]:
             target_ongoing_requests=replicas.target_queue_depth,
             upscale_delay_s=2,
             downscale_delay_s=60,
-            metrics_interval_s=1,
-            look_back_period_s=3,
+            look_back_period_s=11,  # Ray wants it longer than its default interval between readings
             policy=AutoscalingPolicy(policy_function=POLICY),  # type: ignore[no-untyped-call]
         )
     }

@@ -19,7 +19,8 @@ from ray.serve.exceptions import RayServeException
 
 from serve_app.adapters.system_stats import node_cpu, node_memory
 from serve_app.config import Policy
-from serve_app.messages import Attempt, BreakerState, Outcome, OutcomeCount, Report, Snapshot
+from serve_app.core.breaker_messages import BreakerReply, BreakerReport
+from serve_app.messages import Attempt, Outcome, OutcomeCount, Report, Snapshot
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -62,6 +63,10 @@ class _Pending:
         self.waits_s += later.waits_s
 
 
+def _ignore(_: Mapping[str, BreakerReply]) -> None:
+    """What a replica without breakers does with replies."""
+
+
 def _node() -> dict[str, float]:
     return {"node_cpu": node_cpu(), "node_memory": node_memory()}
 
@@ -83,7 +88,8 @@ class ControlLink:
         self._telemetry = telemetry
         self._pending = _Pending()
         self._gauges: list[Callable[[], Mapping[str, float]]] = []
-        self._breakers: Callable[[], Mapping[str, BreakerState]] = dict
+        self._read_breakers: Callable[[], Mapping[str, BreakerReport]] = dict
+        self._apply_breakers: Callable[[Mapping[str, BreakerReply]], None] = _ignore
         self._listeners: list[Callable[[Snapshot], None]] = []
         self._task: asyncio.Task[None] | None = None
         self._is_connected = False
@@ -106,9 +112,11 @@ class ControlLink:
         """Call ``listener`` with every snapshot that differs from the one before."""
         self._listeners.append(listener)
 
-    def add_breakers(self, read: Callable[[], Mapping[str, BreakerState]]) -> None:
-        """Send the breakers' states that ``read`` returns with every report."""
-        self._breakers = read
+    def add_breakers(
+        self, read: Callable[[], Mapping[str, BreakerReport]], apply: Callable[[Mapping[str, BreakerReply]], None]
+    ) -> None:
+        """Send what ``read`` returns with every report, and give what comes back to ``apply``."""
+        self._read_breakers, self._apply_breakers = read, apply
 
     def attempt_finished(self, attempt: Attempt) -> None:
         """Put a finished attempt into the next report."""
@@ -165,8 +173,10 @@ class ControlLink:
             self._pending = sent
             raise
         self._note_connection(is_connected=True)
-        if snapshot != self.snapshot:
-            self.snapshot = snapshot
+        self._apply_breakers(snapshot.breakers)
+        is_news = snapshot.version != self.snapshot.version
+        self.snapshot = snapshot
+        if is_news:
             for listener in self._listeners:
                 listener(snapshot)
 
@@ -179,7 +189,7 @@ class ControlLink:
             pending.failed_calls,
             tuple(pending.latencies_s),
             tuple(pending.waits_s),
-            self._breakers(),
+            self._read_breakers(),
             {name: value for read in (_node, *self._gauges) for name, value in read().items()},
             self._telemetry.samples(),
         )

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from serve_app.adapters.telemetry import Family, Labels, MetricsPage, gauge
 from serve_app.config import ModelConfig, Policy
 from serve_app.config_check import load_policy
+from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import Clock
+from serve_app.core.cluster_breaker import ClusterBreaker
 from serve_app.core.degradation import DegradationController, Readings
 from serve_app.core.outcomes import MEANINGS, BreakerEffect
 from serve_app.core.rolling_window import RollingQuantile, RollingSums, RollingWindow
@@ -45,7 +48,9 @@ class ControlPlane:
         self._version = 1
         self._page = MetricsPage()
         self._reports: dict[str, tuple[float, Report]] = {}
-        self._windows = {model.name: RollingWindow(policy.breaker.window_s, clock=clock) for model in models}
+        names = [model.name for model in models]
+        self._windows = {name: RollingWindow(policy.breaker.window_s, clock=clock) for name in names}
+        self._breakers = {name: ClusterBreaker(policy.breaker, clock=clock) for name in names}
         self._controller = DegradationController(policy.degradation, clock=clock)
         self._calls = RollingSums(2, policy.degradation.window_s, clock=clock)
         self._latencies = RollingQuantile(policy.degradation.window_s, clock=clock)
@@ -67,6 +72,8 @@ class ControlPlane:
         self._controller.reconfigure(policy.degradation)
         for window in self._windows.values():
             window.resize(policy.breaker.window_s)
+        for breaker in self._breakers.values():
+            breaker.reconfigure(policy.breaker)
         for readings in (self._calls, self._latencies, self._waits):
             readings.resize(policy.degradation.window_s)
         log.info("policy.applied")
@@ -84,8 +91,9 @@ class ControlPlane:
             self._latencies.add(latency_s)
         for wait_s in report.waits_s:
             self._waits.add(wait_s)
+        replies = {name: self._exchange_breaker(name, report) for name in report.breakers if name in self._breakers}
         self._judge_level()
-        return self._snapshot()
+        return replace(self._snapshot(), breakers=replies)
 
     async def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` shows."""
@@ -103,6 +111,15 @@ class ControlPlane:
     async def metrics(self) -> bytes:
         """The cluster's metrics in Prometheus' text format."""
         return self._page.render(self._cluster_gauges())
+
+    def _exchange_breaker(self, model: str, report: Report) -> BreakerReply:
+        breaker = self._breakers[model]
+        before = breaker.state
+        reply = breaker.exchange(report.source, report.breakers[model])
+        if breaker.state is not before:
+            fields = {"model": model, "before": before, "reason": breaker.health().reason}
+            log.warning("breaker.%s", breaker.state, extra=fields)
+        return reply
 
     def _observe(self, outcome: OutcomeCount) -> None:
         window = self._windows.get(outcome.model)
@@ -131,17 +148,17 @@ class ControlPlane:
     def _snapshot(self) -> Snapshot:
         decision = self._controller.decision()
         models = {name: self._health(name) for name in self._windows}
-        content = (self._policy, decision.level, decision.reason, models)
+        states = [(health.state, health.generation, health.requests, health.failures) for health in models.values()]
+        content = (self._policy, decision.level, decision.reason, states)
         if content != self._published:
             self._published = content
             self._version += 1
         return Snapshot(self._version, self._policy, decision.level, decision.reason, models)
 
     def _health(self, model: str) -> ModelHealth:
+        """The cluster's breaker, over the calls of the whole window."""
         counts = self._windows[model].counts()
-        states = [report.breakers.get(model, BreakerState.CLOSED) for _, report in self._reports.values()]
-        state = max(states, key=STATE_RANK.__getitem__, default=BreakerState.CLOSED)
-        return ModelHealth(state, requests=counts.total, failures=counts.failures)
+        return replace(self._breakers[model].health(), requests=counts.total, failures=counts.failures)
 
     def _model_status(self, model: str) -> dict[str, Any]:
         health = self._health(model)
@@ -149,6 +166,8 @@ class ControlPlane:
         return {
             "breaker": health.state.value,
             "healthy": health.state is BreakerState.CLOSED,
+            "reason": health.reason,
+            "retry_after_s": round(health.retry_after_s, 1),
             "requests": health.requests,
             "failures": health.failures,
             "mean_latency_s": round(counts.latency_s / counts.total, 4) if counts.total else None,

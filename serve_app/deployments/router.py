@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
-from serve_app.core.circuit_breaker import CircuitBreaker
+from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import Clock
 from serve_app.core.deadline import attempt_timeout_s
 from serve_app.core.fallback import FallbackPlan
 from serve_app.core.outcomes import MEANINGS, classify_latency
-from serve_app.core.permit import Permit, Refusal
+from serve_app.core.permit import Refusal
 from serve_app.core.recent_usage import RecentUsage
 from serve_app.core.retry_budget import RetryBudget
+from serve_app.core.route_gate import RouteGate, RoutePermit
 from serve_app.core.routing import Demand, ModelFacts, select
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.stage import Chunks, Lane, Stage, answer_each
@@ -79,10 +80,10 @@ class Router:
         self._link = link
         self._clock = clock
         policy = link.snapshot.policy
-        self._breakers = {name: CircuitBreaker(policy.breaker, clock=clock) for name in stages}
+        self._gates = {name: RouteGate(policy.breaker, clock=clock) for name in stages}
         self._budget = RetryBudget(policy.retry, clock=clock)
         self._recent = RecentUsage(clock=clock)
-        link.add_breakers(lambda: {name: breaker.state for name, breaker in self._breakers.items()})
+        link.add_breakers(lambda: {name: gate.report() for name, gate in self._gates.items()}, self._apply)
         link.on_snapshot(self._reconfigure)
 
     def run(self, calls: Sequence[Call]) -> Chunks:
@@ -111,16 +112,16 @@ class Router:
         }
         return demand, select(demand, level.models, facts, self._link.snapshot.policy.routing, self._default_model)
 
-    def _next(self, journey: _Journey) -> tuple[str, Permit] | None:
+    def _next(self, journey: _Journey) -> tuple[str, RoutePermit] | None:
         """The next model that may be asked, with its breaker's permit."""
         if self._clock() >= journey.deadline:
             return None
         for model in journey.plan.models:
-            permit = self._breakers[model].acquire()
-            if isinstance(permit, Permit):
+            permit = self._gates[model].admit()
+            if isinstance(permit, RoutePermit):
                 if self._may_ask_again(journey, model):
                     return model, permit
-                self._breakers[model].release(permit)
+                self._gates[model].release(permit)
                 return None
             journey.refusals.append(permit)
             journey.plan.skip(model)
@@ -138,7 +139,7 @@ class Router:
         self._telemetry.fell_back(journey.call.program, last.model, model, last.outcome)
         return True
 
-    async def _attempt(self, journey: _Journey, model: str, permit: Permit) -> Result:
+    async def _attempt(self, journey: _Journey, model: str, permit: RoutePermit) -> Result:
         started = self._clock()
         remaining_s = journey.deadline - started
         timeout_s = attempt_timeout_s(remaining_s, journey.plan.attempts_left, self._models[model].latency_s)
@@ -149,16 +150,16 @@ class Router:
         except TimeoutError:
             result = Result(call.id, error=UpstreamError(f"{model} did not answer in time", outcome=Outcome.TIMEOUT))
         except asyncio.CancelledError:
-            self._breakers[model].release(permit)
+            self._gates[model].release(permit)
             raise
         self._learn(journey, model, permit, result, self._clock() - started)
         return result
 
-    def _learn(self, journey: _Journey, model: str, permit: Permit, result: Result, latency_s: float) -> None:
+    def _learn(self, journey: _Journey, model: str, permit: RoutePermit, result: Result, latency_s: float) -> None:
         """Tell everyone who decides how the attempt ended."""
         outcome = result.error.outcome if result.error else Outcome.OK
         retry_after_s = result.error.retry_after_s if result.error else None
-        self._breakers[model].record(permit, outcome, latency_s, retry_after_s=retry_after_s)
+        self._gates[model].record(permit, outcome, latency_s, retry_after_s=retry_after_s)
         attempt = result.attempts[-1] if result.attempts else Attempt(model, outcome, latency_s)
         slow_call_s = self._link.snapshot.policy.breaker.slow_call_s
         attempt = replace(attempt, outcome=classify_latency(outcome, latency_s, slow_call_s), latency_s=latency_s)
@@ -206,13 +207,17 @@ class Router:
         waits = [refusal.retry_after_s for refusal in journey.refusals]
         if error is not None:
             models = {attempt.model for attempt in journey.attempts}
-            refusals = [self._breakers[model].refusal() for model in models]
+            refusals = [self._gates[model].refusal() for model in models]
             waits += [refusal.retry_after_s if refusal else 1.0 for refusal in refusals]
         return min(waits, default=1.0)
 
+    def _apply(self, replies: Mapping[str, BreakerReply]) -> None:
+        for name, reply in replies.items():
+            self._gates[name].apply(reply)
+
     def _reconfigure(self, snapshot: Snapshot) -> None:
-        for breaker in self._breakers.values():
-            breaker.reconfigure(snapshot.policy.breaker)
+        for gate in self._gates.values():
+            gate.reconfigure(snapshot.policy.breaker)
         self._budget.reconfigure(snapshot.policy.retry)
 
 

@@ -212,7 +212,13 @@ class Cluster:
             for router in self.routers.values()
             for request in router.in_flight.values()
             if request.is_leased and self.now < request.expires_at and self.now - router.heard_at < 2.5
+            # One of several probes that fails voids the leases of the others.
+            and (self.policy.half_open_probes == 1 or self.is_of_present_generation(request))
         ]
+
+    def is_of_present_generation(self, request: Request) -> bool:
+        newest = max(router.known_generation for router in self.routers.values())
+        return request.permit.cluster_generation >= newest
 
     def watch_leases(self) -> None:
         """Fail as soon as more leased probes are in flight than the policy has."""

@@ -4,10 +4,12 @@ import pytest
 from deployment_fakes import app_config
 
 from serve_app.adapters.telemetry import Telemetry
+from serve_app.config import BreakerPolicy
 from serve_app.core.clock import ManualClock
+from serve_app.core.route_gate import RouteGate
 from serve_app.deployments.control_plane import SILENCE_S, ControlPlane
 from serve_app.errors import ConfigError
-from serve_app.messages import BreakerState, Level, Outcome, OutcomeCount, Report
+from serve_app.messages import Level, Outcome, OutcomeCount, Report
 
 
 @pytest.fixture
@@ -78,15 +80,17 @@ async def test_a_busy_cpu_does_not_count_while_the_cluster_starts(plane, clock) 
 
 
 async def test_status_shows_the_worst_breaker_queues_and_replicas(plane) -> None:
-    await plane.exchange(router("Router-1", breakers={"large": BreakerState.OPEN}))
-    await plane.exchange(router("Router-2", breakers={"large": BreakerState.CLOSED}))
+    gate = RouteGate(BreakerPolicy(), clock=ManualClock())
+    gate.record(gate.admit(), Outcome.DENIED, 0.1)
+    snapshot = await plane.exchange(router("Router-1", breakers={"large": gate.report()}))
+    gate.apply(snapshot.breakers["large"])
     for source in ("a", "b"):
         await plane.exchange(Report(source, "Model-large", gauges={"queue_depth": 3.0}))
     status = await plane.status()
     assert status["models"]["large"]["breaker"] == "open"
     assert status["models"]["large"]["healthy"] is False
     assert status["queues"] == {"Model-large": 6.0}
-    assert status["replicas"] == {"Model-large": 2, "Router": 2}
+    assert status["replicas"] == {"Model-large": 2, "Router": 1}
 
 
 async def test_a_silent_replica_leaves_and_its_totals_stay(plane, clock) -> None:

@@ -220,7 +220,7 @@ async def test_a_caller_who_leaves_cancels_the_attempt_and_counts_for_nothing() 
     await chunks.aclose()
     await settle()
     assert bench.models["large"].cancelled == ["c1"]
-    assert bench.router._breakers["large"].health().requests == 0
+    assert bench.router._gates["large"].report().batch.outcomes == {}
 
 
 async def test_a_new_policy_holds_for_the_next_call() -> None:
