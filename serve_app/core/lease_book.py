@@ -9,7 +9,9 @@
                     or its router fell silent before it said that it began
 
 It is the turn of a router whose call was refused a moment ago before one whose callers may be gone, and then of the one
-that was leased to longest ago. A router with few calls may sit on its lease for as long as nobody else wants one.
+that was leased to longest ago. A router with few calls may sit on its lease for as long as nobody else wants one, and
+for ``HOLD_S`` in any case. That time doubles whenever a lease is taken back, until the breaker changes its state: so
+routers whose calls come more seldom than that do not take leases from each other for ever.
 
 For ``LEARN_S`` after its first report a new control plane grants nothing: a probe that its predecessor leased may be
 in flight, and its router has yet to say so.
@@ -32,6 +34,8 @@ LEARN_S: Final = 3.0
 """Seconds within which every router that is there has reported once, one lost exchange included."""
 USE_WITHIN_S: Final = 2.0
 """Seconds a router has from its report to the beginning of its probe, unless the lease is renewed."""
+HOLD_S: Final = 2.5
+"""Seconds a router may at first keep a lease that another wants."""
 FRESH_S: Final = 1.0
 """Seconds after which a refused call no longer says that another is about to come."""
 
@@ -67,6 +71,8 @@ class LeaseBook:
         self._wanted_at: dict[str, float] = {}
         self._turns: dict[str, int] = {}
         self._last_turn = 0
+        self._hold_s = HOLD_S
+        self._generation = breaker.generation
         self._learning_until: float | None = None
 
     @property
@@ -129,8 +135,9 @@ class LeaseBook:
                 self._free(number)
 
     def _renewed(self, number: int, holder: _Holder) -> ProbeLease | None:
-        if self._is_wanted_elsewhere(holder):
+        if not holder.is_revoked and self._is_wanted_elsewhere(holder):
             holder.is_revoked = True
+            self._hold_s *= 2
         if holder.is_revoked or not self._breaker.renew(self._permit(number)):
             return None
         return self._lease(number)
@@ -153,7 +160,9 @@ class LeaseBook:
 
     def _is_wanted_elsewhere(self, holder: _Holder) -> bool:
         """Whether another router has better use for a lease, after its holder had a fair chance."""
-        if self._is_waiting(holder.router) and self._clock() - holder.since < USE_WITHIN_S:
+        if self._generation != self._breaker.generation:
+            self._generation, self._hold_s = self._breaker.generation, HOLD_S
+        if self._clock() - holder.since < self._hold_s:
             return False
         return any(name != holder.router and self._is_waiting(name) for name in self._wanted_at)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -52,10 +53,11 @@ class Request:
 
 @dataclass
 class Network:
-    """Seconds that each way of an exchange takes at most, and the share that is lost each way."""
+    """Seconds that each way of an exchange takes at most, the share that is lost each way, and how many in a row."""
 
     delay_s: float = 0.005
     loss: float = 0.0
+    most_lost_in_a_row: float = math.inf
 
 
 @dataclass
@@ -64,7 +66,7 @@ class SimRouter:
     gate: RouteGate
     heard_at: float = 0.0
     known_generation: int = 0
-    is_cut_off: bool = False
+    lost_in_a_row: int = 0
     in_flight: dict[int, Request] = field(default_factory=dict)
 
 
@@ -169,40 +171,44 @@ class Cluster:
     def exchange(self, router: SimRouter) -> None:
         """One exchange, and the next after it has ended one way or the other."""
         report, control = router.gate.report(), self.control
-        if control is None or router.is_cut_off:
+        if control is None:
             self.after(INTERVAL_S, lambda: self.exchange(router))
             return
-        state = {"done": False}
+        is_over = False
 
-        def again() -> None:
-            state["done"] = True
+        def end() -> None:
+            nonlocal is_over
+            is_over = True
             self.after(INTERVAL_S, lambda: self.exchange(router))
 
         def time_out() -> None:
-            if not state["done"]:
-                again()
+            if not is_over:
+                router.lost_in_a_row += 1
+                end()
 
         def arrive() -> None:
             if self.control is control:
                 before = control.generation
                 reply = control.exchange(router.name, report)
-                assert control.generation >= max(before, report.known.generation)
+                assert control.generation >= max(before, report.known.generation), "the cluster's generation went back"
                 router.heard_at = self.now
-                self.send(lambda: come_home(reply))
+                self.send(router, lambda: come_home(reply))
 
         def come_home(reply: BreakerReply) -> None:
-            if not state["done"]:
+            if not is_over:
+                router.lost_in_a_row = 0
                 router.gate.apply(reply)
-                generation = router.gate.report().known.generation
+                generation = router.gate._known.generation
                 assert generation >= router.known_generation, "a router's generation went back"
                 router.known_generation = generation
-                again()
+                end()
 
         self.after(TIMEOUT_S, time_out)
-        self.send(arrive)
+        self.send(router, arrive)
 
-    def send(self, deliver: Callable[[], None]) -> None:
-        if self.random.random() >= self.network.loss:
+    def send(self, router: SimRouter, deliver: Callable[[], None]) -> None:
+        may_be_lost = router.lost_in_a_row < self.network.most_lost_in_a_row
+        if not (may_be_lost and self.random.random() < self.network.loss):
             self.after(self.random.uniform(0, self.network.delay_s), deliver)
 
     def leased_in_flight(self) -> list[Request]:

@@ -40,7 +40,7 @@ def test_a_dead_model_sees_only_probes_once_it_is_known_to_be_dead(seed):
     opened = everywhere_open(cluster)
     cluster.run(120)
 
-    assert opened < 1.5
+    assert opened < 4.5
     later = cluster.asked(begin=opened)
     assert all(request.is_leased for request in later)
     assert 5 <= len(later) <= 10
@@ -286,22 +286,23 @@ def test_whatever_is_lost_late_or_dead_an_open_breaker_lets_only_probes_pass(
 @given(
     seed=st.integers(0, 2**32),
     delay_s=st.sampled_from([0.001, 0.05, 0.2]),
-    loss=st.sampled_from([0.0, 0.05]),
-    deaths=st.lists(st.tuples(st.floats(0, 40), st.floats(0.1, 10), st.booleans()), max_size=2),
-    bad_every_s=st.sampled_from([0.01, 0.2, 1.0]),
+    loss=st.sampled_from([0.0, 0.05, 0.3]),
+    deaths=st.lists(st.tuples(st.floats(0, 30), st.floats(0.1, 10), st.booleans()), max_size=2),
+    bad_every_s=st.sampled_from([0.03, 0.2, 1.0]),
     outcome=st.sampled_from([Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.SLOW]),
 )
 def test_one_bad_router_of_two_never_opens_the_other(seed, delay_s, loss, deaths, bad_every_s, outcome):
     def provider(now, router):
         return Answer(outcome, 0.01) if router == "router-1" else OK
 
-    cluster = Cluster(QUICK, provider, routers=2, seed=seed, network=Network(delay_s, loss))
-    cluster.traffic("router-0", 0.1, until=60)
-    cluster.traffic("router-1", bad_every_s, until=60)
+    # A router that loses more exchanges in a row than one is silent, and has no vote.
+    cluster = Cluster(QUICK, provider, routers=2, seed=seed, network=Network(delay_s, loss, most_lost_in_a_row=1))
+    cluster.traffic("router-0", 0.1, until=45)
+    cluster.traffic("router-1", bad_every_s, until=45)
     for at, for_s, remembers in sorted(deaths):
         cluster.at(at, cluster.kill_control)
         cluster.at(at + for_s, lambda remembers=remembers: cluster.revive_control(remembers=remembers))
-    cluster.run(60)
+    cluster.run(45)
 
     assert cluster.control.generation == 0
     assert {router for _, router, _ in cluster.refusals} <= {"router-1"}

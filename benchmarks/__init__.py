@@ -1,0 +1,1 @@
+"""Measured side by side with what a person would use instead."""
