@@ -8,7 +8,9 @@ import dspy
 class TriageTicket(dspy.Signature):
     """Decide which team takes a support ticket and how soon it must look at it."""
 
-    ticket: str = dspy.InputField(desc="what the customer wrote", examples=["I was charged twice for March."])
+    ticket: str = dspy.InputField(
+        desc="what the customer wrote", examples=["Billing question: I was charged twice for March."]
+    )
     context: str = dspy.InputField(default="", desc="what is already known of the customer; may be empty")
     category: Literal["billing", "bug", "account", "feature_request", "other"] = dspy.OutputField(
         desc="the team that takes it"
