@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from typing import TYPE_CHECKING, Any, Self
+
+# Ray connects by itself when one of its calls finds no connection. At the end of a process a handle's background thread
+# makes such a call after Ray has shut down, connects anew and never ends: connect() connects, and nothing else does.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import dspy
 import ray

@@ -17,7 +17,7 @@ class NoJitter(Random):
 
 
 def policy(probes: int) -> BreakerPolicy:
-    return BreakerPolicy(half_open_probes=probes, open_s=30, probe_lease_s=60, slow_call_s=2)
+    return BreakerPolicy(half_open_probes=probes, open_s=30, max_open_s=300, probe_lease_s=60, slow_call_s=2)
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_a_shorter_open_s_applies_to_the_wait_at_hand(breaker):
 
 
 def test_a_longer_open_s_does_not_lengthen_the_wait_at_hand(breaker):
-    breaker.reconfigure(BreakerPolicy(open_s=90))
+    breaker.reconfigure(BreakerPolicy(open_s=90, max_open_s=300))
 
     assert breaker.acquire() == Refusal(30, "open")
 
