@@ -15,8 +15,9 @@
                                                                  closed
 
 The transitions, waits and generations are those of ``serve_app.core.circuit_breaker``; ``breaker_vote`` says when
-routers agree and ``lease_book`` whose turn it is to probe. A router that is silent for ``SILENCE_S`` has no vote. A
-router's outcomes count once, and only in the generation in which its calls were admitted.
+routers agree and ``lease_book`` whose turn it is to probe. A router that is silent for ``SILENCE_S`` has no vote, and
+for that long after its first report a new control plane takes none: every router is heard or gone by then. A router's
+outcomes count once, and only in the generation in which its calls were admitted.
 
 The waits are shortened by at least half of the jitter, so that with the exchange that brings a lease and the one that
 tells of its end a recovered model is found within ``open_s`` of its recovery, as long as waits do not grow.
@@ -41,14 +42,11 @@ from serve_app.core.breaker_messages import (
 from serve_app.core.breaker_vote import total, why_open
 from serve_app.core.circuit_breaker import CircuitBreaker
 from serve_app.core.clock import Clock
-from serve_app.core.lease_book import LeaseBook
+from serve_app.core.lease_book import SILENCE_S, LeaseBook
 from serve_app.core.outcomes import MEANINGS, BreakerEffect
 from serve_app.core.permit import Permit
 from serve_app.core.rolling_window import Counts, RollingWindow
 from serve_app.messages import BreakerState, ModelHealth
-
-SILENCE_S: Final = 5.0
-"""Seconds without a report after which a router is taken to be gone."""
 
 _RANK: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
@@ -115,13 +113,13 @@ class ClusterBreaker:
             router: unique name of the router's replica.
             report: what it tells; one that was sent before the last one taken is answered, not counted.
         """
-        self._leave_silent()
         known = self._routers.get(router)
         if known is None:
             known = self._routers[router] = _Router(self._new_window(), self._clock())
         if report.sequence <= known.sequence:
             return BreakerReply(report.sequence, self._breaker.snapshot())
         known.sequence, known.heard_at = report.sequence, self._clock()
+        self._leave_silent()
         self._take(router, known, report)
         lease = self._leases.lease_for(router)
         self._settle()

@@ -13,7 +13,7 @@ that was leased to longest ago. A router with few calls may sit on its lease for
 for ``HOLD_S`` in any case. That time doubles whenever a lease is taken back, until the breaker changes its state: so
 routers whose calls come more seldom than that do not take leases from each other for ever.
 
-For ``LEARN_S`` after its first report a new control plane grants nothing: a probe that its predecessor leased may be
+For ``SILENCE_S`` after its first report a new control plane grants nothing: a probe that its predecessor leased may be
 in flight, and its router has yet to say so.
 """
 
@@ -30,8 +30,8 @@ from serve_app.core.clock import Clock
 from serve_app.core.permit import Permit
 from serve_app.messages import BreakerState
 
-LEARN_S: Final = 3.0
-"""Seconds within which every router that is there has reported once, one lost exchange included."""
+SILENCE_S: Final = 5.0
+"""Seconds without a report after which a router is taken to be gone; two exchanges may be lost on the way."""
 USE_WITHIN_S: Final = 2.0
 """Seconds a router has from its report to the beginning of its probe, unless the lease is renewed."""
 HOLD_S: Final = 2.5
@@ -84,7 +84,7 @@ class LeaseBook:
         """Take what a router says of its leases and its wishes; its results come first, with ``end``."""
         now = self._clock()
         if self._learning_until is None:
-            self._learning_until = now + LEARN_S
+            self._learning_until = now + SILENCE_S
         self._wanted_at.pop(router, None)
         if report.wanted_s is not None:
             self._wanted_at[router] = now - report.wanted_s
@@ -92,10 +92,8 @@ class LeaseBook:
 
     def end(self, result: ProbeResult) -> None:
         """Take a leased probe's result; one that comes too late says nothing."""
-        permit = self._permit(result.lease)
-        if result.generation == self._breaker.generation:
-            self._breaker.record(permit, result.outcome, 0.0, retry_after_s=0.0)
-            self._holders.pop(result.lease, None)
+        permit = Permit(result.generation, probe=True, lease=result.lease)
+        self._breaker.record(permit, result.outcome, 0.0, retry_after_s=0.0)
 
     def lease_for(self, router: str) -> ProbeLease | None:
         """The lease to send a router that has just been heard: a new one, its unused one again, or none."""

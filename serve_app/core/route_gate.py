@@ -114,9 +114,9 @@ class RouteGate:
         cooling_s = max(self._own.cooling_s, self._left_s(self._known.cooling_s))
         decider = self._decider()
         refusal = self._without_lease() if decider is None else decider.refusal()
-        if refusal is not None and refusal.reason != "cooling":
+        if refusal is not None and refusal.reason == "open":
             return replace(refusal, retry_after_s=max(refusal.retry_after_s, cooling_s))
-        return Refusal(cooling_s, "cooling") if cooling_s > 0 else None
+        return Refusal(cooling_s, "cooling") if cooling_s > 0 else refusal
 
     def record(
         self, permit: RoutePermit, outcome: Outcome, latency_s: float, *, retry_after_s: float | None = None
@@ -200,7 +200,7 @@ class RouteGate:
     def _on_its_own(self) -> CircuitBreaker:
         """A breaker that goes on where the cluster's was last known to be; probes of others are not its business."""
         breaker = CircuitBreaker(_one_probe(self._policy), clock=self._clock, rng=self._rng)
-        breaker.restore(replace(self._now_known(), state=BreakerState.OPEN, successes=0, leases=()))
+        breaker.restore(replace(self._now_known(), state=BreakerState.OPEN))
         return breaker
 
     def _without_lease(self) -> Refusal | None:

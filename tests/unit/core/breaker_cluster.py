@@ -15,6 +15,7 @@ from serve_app.config import BreakerPolicy
 from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import ManualClock
 from serve_app.core.cluster_breaker import ClusterBreaker
+from serve_app.core.lease_book import SILENCE_S
 from serve_app.core.permit import Refusal
 from serve_app.core.route_gate import RouteGate, RoutePermit
 from serve_app.messages import BreakerState, Outcome
@@ -65,6 +66,7 @@ class SimRouter:
     name: str
     gate: RouteGate
     heard_at: float = 0.0
+    returned_at: float = -1.0
     known_generation: int = 0
     lost_in_a_row: int = 0
     in_flight: dict[int, Request] = field(default_factory=dict)
@@ -191,6 +193,8 @@ class Cluster:
                 before = control.generation
                 reply = control.exchange(router.name, report)
                 assert control.generation >= max(before, report.known.generation), "the cluster's generation went back"
+                if self.now - router.heard_at > SILENCE_S:
+                    router.returned_at = self.now
                 router.heard_at = self.now
                 self.send(router, lambda: come_home(reply))
 
@@ -217,7 +221,10 @@ class Cluster:
             request
             for router in self.routers.values()
             for request in router.in_flight.values()
-            if request.is_leased and self.now < request.expires_at and self.now - router.heard_at < 2.5
+            if request.is_leased
+            and self.now < request.expires_at
+            and request.at > router.returned_at
+            and self.now - router.heard_at <= SILENCE_S
             # One of several probes that fails voids the leases of the others.
             and (self.policy.half_open_probes == 1 or self.is_of_present_generation(request))
         ]

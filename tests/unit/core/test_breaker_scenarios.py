@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from breaker_cluster import DOWN, OK, Answer, Cluster, Network, down_until
 from hypothesis import given, settings
@@ -40,11 +42,11 @@ def test_a_dead_model_sees_only_probes_once_it_is_known_to_be_dead(seed):
     opened = everywhere_open(cluster)
     cluster.run(120)
 
-    assert opened < 4.5
+    assert opened < 6.5
     later = cluster.asked(begin=opened)
     assert all(request.is_leased for request in later)
     assert 5 <= len(later) <= 10
-    gaps = [second.at - first.at for first, second in zip(later, later[1:], strict=False)]
+    gaps = [second.at - first.at for first, second in itertools.pairwise(later)]
     assert min(gaps) >= QUICK.open_s * 0.9
     assert max(gaps) <= QUICK.max_open_s + 1
 
@@ -67,7 +69,7 @@ def test_two_hundred_callers_on_two_routers_make_one_probe_and_a_hanging_one_is_
     probes = cluster.asked(begin=3)
     assert len(cluster.leased_in_flight()) == 1
     assert [request.is_leased for request in probes] == [True] * len(probes)
-    gaps = [second.at - first.at for first, second in zip(probes, probes[1:], strict=False)]
+    gaps = [second.at - first.at for first, second in itertools.pairwise(probes)]
     assert len(gaps) >= 4
     assert all(QUICK.probe_lease_s - 0.6 <= gap <= QUICK.probe_lease_s + 0.6 for gap in gaps)
     assert {request.router for request in probes} == set(cluster.routers)
@@ -277,9 +279,10 @@ def test_whatever_is_lost_late_or_dead_an_open_breaker_lets_only_probes_pass(
     late = cluster.asked(begin=20)
     assert late
     assert all(request.permit.probe for request in late)
-    for name in cluster.routers:
-        alone = [request.at for request in late if request.router == name and not request.is_leased]
-        assert all(second - first >= 1.8 for first, second in zip(alone, alone[1:], strict=False))
+    for router in cluster.routers.values():
+        by_itself = [request for request in late if request.permit.issuer not in (None, router.gate._own)]
+        alone = [request.at for request in by_itself if request.router == router.name]
+        assert all(second - first >= 1.8 for first, second in itertools.pairwise(alone))
 
 
 @settings(deadline=None, max_examples=40)
