@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 # Ray connects by itself when one of its calls finds no connection. At the end of a process a handle's background thread
@@ -15,13 +17,23 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 import dspy
 import ray
 from ray import serve
-from ray.exceptions import RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayActorError, RayError, TaskCancelledError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
 
-from serve_app.errors import NoRoute, SwitchyardError
+from serve_app.errors import ClientClosed, DeadlineExceeded, NoRoute, Overloaded, SwitchyardError, UpstreamError
+from serve_app.messages import Outcome
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
+
+
+GRACE_S = 5.0
+"""Seconds past ``deadline_s`` within which the application must say itself that the time is over."""
 
 
 class Client:
@@ -54,20 +66,34 @@ class Client:
             SwitchyardError: one of the tree in ``serve_app.errors``.
         """
         _refuse_inside_loop()
-        try:
-            return _prediction(self._send(program, inputs).result())
-        except (RayTaskError, RayServeException) as error:
-            raise _translated(error) from None
+        request_id = uuid.uuid4().hex
+        with _in_our_words(request_id):
+            response = self._send(program, inputs, request_id)
+            try:
+                return _prediction(response.result(timeout_s=self._patience_s()))
+            except TimeoutError:
+                response.cancel()
+                raise
 
     async def apredict(self, program: str, /, **inputs: Any) -> dspy.Prediction:  # noqa: ANN401 - see predict
         """``predict`` for asynchronous callers."""
-        try:
-            return _prediction(await self._send(program, inputs))
-        except (RayTaskError, RayServeException) as error:
-            raise _translated(error) from None
+        request_id = uuid.uuid4().hex
+        with _in_our_words(request_id):
+            response = self._send(program, inputs, request_id)
+            try:
+                async with asyncio.timeout(self._patience_s()):
+                    return _prediction(await response)
+            except TimeoutError:
+                response.cancel()
+                raise
 
-    def _send(self, program: str, inputs: dict[str, Any]) -> Any:  # noqa: ANN401 - Ray's response is not generic
-        return self._handle.predict.remote(program, inputs, self._options, uuid.uuid4().hex)
+    def _send(self, program: str, inputs: dict[str, Any], request_id: str) -> Any:  # noqa: ANN401 - Ray's response
+        return self._handle.predict.remote(program, inputs, self._options, request_id)
+
+    def _patience_s(self) -> float | None:
+        """Seconds to wait for an application that says nothing; ``None``, which is for ever, without a deadline."""
+        deadline_s = self._options.get("deadline_s")
+        return deadline_s + GRACE_S if isinstance(deadline_s, (int, float)) else None
 
 
 def connect(application: str = "switchyard", *, address: str | None = None) -> Client:
@@ -90,15 +116,36 @@ def connect(application: str = "switchyard", *, address: str | None = None) -> C
 
 
 def _prediction(reply: dict[str, Any]) -> dspy.Prediction:
-    return dspy.Prediction(**reply["outputs"], meta=reply["meta"])
+    return dspy.Prediction(**reply["outputs"] | {"meta": reply["meta"]})
 
 
-def _translated(error: RayTaskError | RayServeException) -> SwitchyardError:
-    """What was raised in the replica, without Ray's wrapping."""
+@contextmanager
+def _in_our_words(request_id: str) -> Iterator[None]:
+    try:
+        yield
+    except (RayError, RayServeException) as error:
+        raise _translated(error, request_id) from None
+    except TimeoutError:
+        raise DeadlineExceeded("no answer within the deadline", request_id=request_id) from None
+
+
+def _translated(error: RayError | RayServeException, request_id: str) -> SwitchyardError:
+    """What was raised in the replica, without Ray's wrapping; what Ray itself raised, as the nearest of our own."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, SwitchyardError):
         return cause
-    return SwitchyardError(f"the call failed inside Ray: {type(error).__name__}")
+    match error:
+        case BackPressureError():
+            return Overloaded("too many calls are waiting", 1.0, (), request_id)
+        case TaskCancelledError():
+            return ClientClosed("the call was cancelled", request_id=request_id)
+        case DeploymentUnavailableError():
+            return NoRoute("the application is not able to answer", 1.0, (), request_id)
+        case RayActorError() | ReplicaUnavailableError():
+            text = "the replica that had the call is gone"
+            return UpstreamError(text, 1.0, (), request_id, outcome=Outcome.UNREACHABLE)
+        case _:
+            return SwitchyardError(f"the call failed inside Ray: {type(error).__name__}", None, (), request_id)
 
 
 def _refuse_inside_loop() -> None:

@@ -110,6 +110,8 @@ class ProgramConfig(Section):
     """One sentence for ``/docs``; empty takes the program's docstring."""
     confidence_field: str | None = None
     """An output field or attribute in 0..1 that says how sure the program is."""
+    resume: bool = True
+    """Continue on the next model with the LM calls that were finished; false starts over."""
     cache: ProgramCache = ProgramCache()
     """How long answers are kept."""
     levels: Levels

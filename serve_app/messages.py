@@ -108,6 +108,30 @@ class Freshness:
     max_age_s: float | None = None
 
 
+class StepKind(StrEnum):
+    """What a program's step asked."""
+
+    LM = "lm"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One finished LM or tool call of an attempt that failed later; ``serve_app.core.journal`` says how it is used.
+
+    Attributes:
+        kind: what was asked.
+        fingerprint: what the question was, as 32 hex digits.
+        occurrence: 0 for the first question with that fingerprint, 1 for the second, …
+        reply: the answer as JSON text.
+    """
+
+    kind: StepKind
+    fingerprint: str
+    occurrence: int
+    reply: str
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One validated call of one program, on its way down the graph.
@@ -122,6 +146,7 @@ class Call:
         model: the one model to ask; set by the router on its way to a replica.
         key: cache key; ``""`` keeps the call out of every cache.
         tenant: who asks; answers are never shared between tenants.
+        journal: what earlier attempts at this call finished; the next one goes on from there.
     """
 
     id: str
@@ -135,6 +160,7 @@ class Call:
     key: str = ""
     tenant: str = ""
     freshness: Freshness = Freshness()
+    journal: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +185,19 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One model asked once for one call."""
+    """One model asked once for one call; ``resumed`` LM steps of it were taken over from earlier attempts."""
 
     model: str
     outcome: Outcome
     latency_s: float
     usage: Usage = Usage()
     cost_usd: float = 0.0
+    resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one call: ``outputs``, or an ``error``."""
+    """What became of one call: ``outputs``, or an ``error`` and the ``journal`` of what was finished before it."""
 
     id: str
     outputs: dict[str, Any] | None = None
@@ -184,6 +211,7 @@ class Result:
     tier: str = ""
     age_s: float = 0.0
     confidence: float | None = None
+    journal: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

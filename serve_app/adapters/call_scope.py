@@ -1,4 +1,4 @@
-"""What the LM engine must know of the call it works for: its deadline, its token limit, and where to count.
+"""What the LM engine must know of the call it works for: its deadline, its token limit, where to count, its journal.
 
 DSPy hands an engine nothing but the request, so the rest travels in a context variable. Tasks and
 ``contextvars.copy_context().run`` inherit it, so it holds across ``asyncio.gather`` and executors too.
@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from serve_app.messages import Usage
+
+if TYPE_CHECKING:
+    from serve_app.adapters.call_journal import CallJournal
 
 
 @dataclass(slots=True)
@@ -24,12 +28,14 @@ class CallScope:
         max_tokens: most output tokens of each LM call; ``None`` sets no bound of its own.
         usage: tokens spent so far, by failed LM calls as well.
         lm_calls: LM calls sent to the provider so far.
+        journal: what this call has finished, for the next attempt; ``None`` keeps none.
     """
 
     deadline: float
     max_tokens: int | None = None
     usage: Usage = Usage()
     lm_calls: int = 0
+    journal: CallJournal | None = None
 
     def remaining_s(self) -> float:
         """Seconds left; 0 when the deadline has passed."""
@@ -44,14 +50,24 @@ _current: ContextVar[CallScope | None] = ContextVar("switchyard_call_scope", def
 
 
 @contextmanager
-def call_scope(remaining_s: float, max_tokens: int | None = None) -> Iterator[CallScope]:
-    """Run the body as one call with ``remaining_s`` seconds left."""
-    scope = CallScope(time.monotonic() + remaining_s, max_tokens)
+def call_scope(
+    remaining_s: float, max_tokens: int | None = None, journal: CallJournal | None = None
+) -> Iterator[CallScope]:
+    """Run the body as one call with ``remaining_s`` seconds left; the journal is closed at its end."""
+    scope = CallScope(time.monotonic() + remaining_s, max_tokens, journal=journal)
     token = _current.set(scope)
     try:
         yield scope
     finally:
         _current.reset(token)
+        if journal is not None:
+            journal.close()
+
+
+def current_journal() -> CallJournal | None:
+    """The journal of the call this code runs for; ``None`` when there is none."""
+    scope = _current.get()
+    return None if scope is None else scope.journal
 
 
 def current_scope() -> CallScope | None:

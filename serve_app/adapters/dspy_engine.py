@@ -1,8 +1,9 @@
 """Language models for DSPy programs: DSPy's own clients over one pool of connections, bound to the call in progress.
 
 ``dspy.LM`` hands an engine a ``dspy.lm15.Request`` and takes back a ``Response``. The engines here add what a
-served call needs: its deadline, its bound on output tokens, and the count of what it spent, all read from
-``serve_app.adapters.call_scope``. They send once: who is asked next is the router's to decide.
+served call needs: its deadline, its bound on output tokens, the count of what it spent, and its journal, all read
+from ``serve_app.adapters.call_scope``. They send once: who is asked next is the router's to decide. What an earlier
+attempt at the call was answered already is not sent at all, and costs nothing; streams are always sent.
 
 What a fault becomes, checked against real sockets:
 
@@ -40,6 +41,7 @@ import logging
 from concurrent.futures import CancelledError
 from contextlib import aclosing
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import dspy
@@ -47,13 +49,15 @@ from dspy import lm15
 
 from serve_app.adapters.call_scope import CallScope, current_scope
 from serve_app.adapters.litellm_upstream import LiteLLMUpstream
+from serve_app.adapters.lm_step import dump_response, load_response, request_fingerprint
 from serve_app.adapters.lm_transport import AiohttpTransport
 from serve_app.adapters.lm_upstream import ClientUpstream, Upstream, upstream_for
 from serve_app.adapters.loop_thread import LoopThread
 from serve_app.errors import ConfigError
+from serve_app.messages import StepKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator, Generator, Mapping
 
     from serve_app.config import ModelConfig
 
@@ -61,24 +65,44 @@ _log = logging.getLogger("switchyard.engine")
 
 _GRACE_S = 1.0
 
+NO_DEFAULTS: Mapping[str, object] = MappingProxyType({})
+"""A model whose configuration sets nothing."""
+
 
 class AsyncEngine:
-    """One model for programs on the event loop."""
+    """One model for programs on the event loop.
 
-    def __init__(self, upstream: Upstream) -> None:
+    Args:
+        upstream: the way to the model.
+        defaults: settings of a request that come from the model's configuration unless the program says otherwise.
+    """
+
+    def __init__(self, upstream: Upstream, defaults: Mapping[str, object] = NO_DEFAULTS) -> None:
         self._upstream = upstream
+        self._defaults = defaults
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # a copied program goes on using the replica's connections
 
     async def complete(self, request: lm15.Request) -> lm15.Response:
-        """Ask once.
+        """Ask once, unless an earlier attempt at the call was answered already.
 
         Raises:
             lm15.TimeoutError: the deadline has passed; asked or not.
             lm15.LM15Error: what went wrong, see the table of the module.
         """
         scope = current_scope()
+        if scope is None or scope.journal is None:
+            return await self._send(scope, request)
+        ask = scope.journal.ask(StepKind.LM, request_fingerprint(request, self._defaults))
+        replayed = scope.journal.replay(ask, load_response)
+        if replayed is not None:
+            return replayed
+        response = await self._send(scope, request)
+        scope.journal.record(ask, dump_response(response))
+        return response
+
+    async def _send(self, scope: CallScope | None, request: lm15.Request) -> lm15.Response:
         fitted = self._begin(scope, request)
         try:
             response = await self._upstream.complete(fitted)
@@ -237,7 +261,7 @@ class LMPool:
 
     def _build(self, model: ModelConfig) -> dspy.LM:
         upstream = upstream_for(model, self._transport)
-        engine = AsyncEngine(upstream)
+        engine = AsyncEngine(upstream, {"temperature": model.temperature, "max_tokens": model.max_tokens})
         try:
             blocking = Engine(engine, self._thread, model.name, _capabilities(model, upstream))
             return dspy.LM(

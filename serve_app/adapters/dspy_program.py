@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dspy
 from pydantic import BaseModel, ValidationError
 
-from serve_app.adapters.call_scope import current_scope
+from serve_app.adapters.call_scope import current_journal, current_scope
 from serve_app.adapters.program_answer import Answer, NoOutputs, read_answer
-from serve_app.adapters.program_errors import translate
+from serve_app.adapters.program_errors import translate, unparsed_reply
 from serve_app.adapters.program_levels import Shape, Variant, shape_of, variant_of
 from serve_app.adapters.program_runner import ProgramThreads, out_of_time
 from serve_app.adapters.program_schema import describe_errors
 from serve_app.adapters.program_source import load_module, nearest
 from serve_app.adapters.program_state import apply_state, clear_lms
+from serve_app.adapters.program_tools import journal_tools
 from serve_app.adapters.program_version import version_of
-from serve_app.errors import ConfigError, InvalidInputs, ProgramError
+from serve_app.errors import BadOutput, ConfigError, InvalidInputs, ProgramError
 from serve_app.messages import Level, Outcome
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class Program:
         translated = translate(error)
         if isinstance(translated, ProgramError):
             self._log(error, call)
+        if isinstance(translated, BadOutput):
+            _blame(unparsed_reply(error))
         if translated is error:
             raise error
         raise translated from None  # DSPy's errors quote prompts, and do not pickle
@@ -139,6 +142,9 @@ class Program:
                 is_declared=variant.interface.is_declared,
                 confidence_field=self.config.confidence_field,
             )
+        except BadOutput:
+            _blame(None)
+            raise
         except NoOutputs as error:
             self._log(error, call)
             raise ProgramError("the program returned none of its outputs, or no JSON") from None
@@ -181,7 +187,17 @@ def load_program(config: ProgramConfig, base_dir: Path | None = None, *, max_thr
         clear_lms(variant.module)
     models = [model for variant in variants for model in (variant.inputs, variant.outputs)]
     version = version_of(config, [variant.module for variant in variants], models, state)
+    if config.resume:
+        for variant in variants:
+            journal_tools(variant.module)
     return Program(config, shapes, version, threads)
+
+
+def _blame(reply: str | None) -> None:
+    """Keep an unusable reply from the next model, which is asked that step anew."""
+    journal = current_journal()
+    if journal is not None:
+        journal.blame(reply)
 
 
 def _shapes(config: ProgramConfig, full: Variant, threads: ProgramThreads, problems: list[str]) -> dict[Level, Shape]:

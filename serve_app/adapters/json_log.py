@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -12,7 +13,10 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """``{"at", "level", "event", …fields}``; whatever was passed as ``extra`` becomes a field."""
+    """``{"at", "level", "event", "logger", …fields}``; whatever was passed as ``extra`` becomes a field.
+
+    A field whose name is taken gets a ``_`` behind it, and a value that JSON does not have becomes text.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -21,7 +25,11 @@ class JsonFormatter(logging.Formatter):
         line = {"at": at, "level": record.levelname.lower(), "event": record.getMessage(), "logger": record.name}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line | fields, default=str).decode("utf-8", "replace")
+        line |= {f"{name}_" if name in line else name: value for name, value in fields.items()}
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:  # invalid Unicode, a huge number, a key that is no text
+            return json.dumps(line, default=str, skipkeys=True)
 
 
 def configure_logging(deployment: str) -> None:

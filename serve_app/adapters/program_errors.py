@@ -103,6 +103,12 @@ def translate(error: BaseException) -> SwitchyardError:
     return ProgramError("the program raised an error; its operator finds it in the log")
 
 
+def unparsed_reply(error: BaseException) -> str | None:
+    """The reply of the model's that could not be parsed, where that is what happened."""
+    parse_errors = (behind for behind in _chain(error) if isinstance(behind, dspy.AdapterParseError))
+    return next((str(behind.lm_response) for behind in parse_errors), None)
+
+
 def upstream_error(error: dspy.LMError | lm15.LM15Error) -> UpstreamError:
     """The failure of a model as an outcome, with ``retry_after_s`` where the provider gave one."""
     outcome = _outcome(error)

@@ -17,6 +17,8 @@ from serve_app.messages import Attempt
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+MAX_SILENT = 256
+"""Most replicas that went silent and are remembered one by one, since they may yet go on."""
 _SCORE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -139,18 +141,24 @@ class MetricsPage:
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[Family, ...]] = {}
+        self._silent: dict[str, tuple[Family, ...]] = {}
         self._departed: dict[str, Family] = {}
         self._cluster: tuple[Family, ...] = ()
 
     def update(self, source: str, families: Iterable[Family]) -> None:
         """Take a replica's newest samples; no samples keep the ones before."""
         if families := tuple(families):
+            self._silent.pop(source, None)  # its samples go on from there; kept as well, they would count twice
             self._latest[source] = families
 
     def depart(self, source: str) -> None:
         """Let a replica go: its totals stay, its gauges vanish."""
-        totals = [family for family in self._latest.pop(source, ()) if family.kind != "gauge"]
-        self._departed = _sum([*self._departed.values(), *totals])
+        totals = tuple(family for family in self._latest.pop(source, ()) if family.kind != "gauge")
+        if totals:
+            self._silent[source] = totals
+        while len(self._silent) > MAX_SILENT:
+            longest_silent = self._silent.pop(next(iter(self._silent)))
+            self._departed = _sum([*self._departed.values(), *longest_silent])
 
     def render(self, cluster: Iterable[Family] = ()) -> bytes:
         """The page in Prometheus' text format, with what only the control plane knows."""
@@ -166,7 +174,8 @@ class MetricsPage:
     def collect(self) -> Iterator[Metric]:
         """Yield merged families (the interface of a ``prometheus_client`` collector)."""
         replicas = [_by_replica(family, source) for source, latest in self._latest.items() for family in latest]
-        for family in (*_sum([*self._departed.values(), *replicas]).values(), *self._cluster):
+        silent = [family for totals in self._silent.values() for family in totals]
+        for family in (*_sum([*self._departed.values(), *silent, *replicas]).values(), *self._cluster):
             metric = Metric(family.name, family.documentation, family.kind)
             for name, labels, value in family.samples:
                 metric.add_sample(name, dict(labels), value)

@@ -48,8 +48,8 @@ class Console {
       this.#answered(status, page);
       if (this.polls++ % PROGRAMS_EVERY === 0) await this.programs.refresh();
     } catch (error) {
-      if (!(error instanceof NoAnswer)) throw error;
-      this.#unanswered(error.message);
+      if (!(error instanceof NoAnswer)) console.error(error); // an answer of a form this page does not know
+      this.#unanswered(error instanceof NoAnswer ? error.message : `its answer cannot be shown (${error.message})`);
     }
     this.#showConnection();
   }
@@ -63,7 +63,8 @@ class Console {
     this.lastAnswer = seconds();
     this.controlPlane = status.control_plane;
     showStatus(status);
-    this.#plot(this.window.add(seconds(), readingOf(page)));
+    if (this.controlPlane) this.window.clear(); // one replica's own counters say nothing of the cluster's
+    this.#plot(this.controlPlane ? null : this.window.add(seconds(), readingOf(page)));
   }
 
   #unanswered(reason) {

@@ -24,7 +24,7 @@ function showLevel(status) {
   pill.className = `pill ${LEVELS[level] ?? ""}`;
   setText(pill, level ? `level ${level}` : "level unknown");
   const since = isNumber(since_s) ? `for ${duration(Math.floor(since_s) || 1)}` : "";
-  const text = [reason && words(reason), level !== "full" || reason ? since : ""].filter(Boolean).join(", ");
+  const text = [reason, level !== "full" || reason ? since : ""].filter(Boolean).join(", ");
   byId("reason").hidden = !text;
   setText(byId("reason"), text && `Level ${level}: ${text}`);
 }
@@ -49,7 +49,7 @@ function modelRow(name, model, waiting) {
     [breaker, ...why.filter(Boolean).map((text) => element("small", {}, ` ${text}`))],
     [element("span", { class: model.healthy ? "ok" : "not-ok" }, model.healthy ? "healthy" : "not healthy")],
     [digits(model.requests)],
-    [element("span", { class: model.failures > 0 ? "not-ok" : "" }, digits(model.failures))],
+    [digits(model.failures)],
     [duration(model.mean_latency_s)],
     [digits(waiting)],
   ];

@@ -51,7 +51,7 @@ function read(form, inputs) {
 
 function optionControls(program) {
   const complexity = element("select", { id: "option-complexity" }, COMPLEXITIES.map((name) => element("option", {}, name)));
-  const anyModel = element("option", { value: "" }, "the router decides");
+  const anyModel = element("option", { value: "" }, "any");
   const models = (program.models ?? []).map((name) => element("option", { value: name }, name));
   const model = element("select", { id: "option-model" }, anyModel, models);
   const deadline = element("input", { id: "option-deadline", type: "number", min: 0.1, step: "any", placeholder: "default" });

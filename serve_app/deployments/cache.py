@@ -24,6 +24,9 @@ from serve_app.messages import CacheStatus, Call, Result, Usage
 
 log = logging.getLogger("switchyard.cache")
 
+STALE_RESERVE_S = 0.25
+"""Seconds before its deadline at which a call that has a stale answer waits no longer for a model."""
+
 _Found = tuple[Entry | None, str]
 """A stored answer and the tier that had it."""
 
@@ -67,16 +70,18 @@ class Cache:
         found: dict[str, _Found] = {}
         unknown = []
         for call in calls:
-            entry = self._memory.get(call.key) if call.key else None
+            if not _may_use_stored(call):
+                continue
+            entry = self._memory.get(call.key)
             if entry is not None:
                 found[call.key] = (entry, "memory")
-            elif call.key:
+            else:
                 unknown.append(call)
-        reading = asyncio.ensure_future(self._read_redis(unknown)) if unknown and self.redis else None
+        reading = asyncio.ensure_future(self._read_redis(self.redis, unknown)) if unknown and self.redis else None
 
         async def answer(call: Call) -> Result:
             known = found.get(call.key)
-            if known is None and reading is not None and call.key:
+            if known is None and reading is not None and _may_use_stored(call):
                 known = (await asyncio.shield(reading)).get(call.key)
             return await self._answer(call, known or (None, ""), deadlines[call.id])
 
@@ -89,12 +94,15 @@ class Cache:
             case Decision.FRESH if entry:
                 return self._hit(call, entry, tier, CacheStatus.HIT)
             case Decision.STALE if entry:
-                self.spawn(self._refresh(call, deadline))
+                if call.key not in self._flights:
+                    self.spawn(self._refresh(call, deadline))
                 return self._hit(call, entry, tier, CacheStatus.STALE)
             case Decision.UNSATISFIABLE:
                 raise DeadlineExceeded("only-if-cached, and no stored answer may be served", request_id=call.request_id)
             case Decision.BYPASS:
                 return replace(await self._ask(call, deadline), cache=CacheStatus.BYPASS)
+            case Decision.IF_ERROR:
+                deadline -= min(STALE_RESERVE_S, (deadline - self._clock()) / 2)
         self._telemetry.cache_missed(call.program)
         result = await self._make(call, deadline)
         if result.error is not None and decision is Decision.IF_ERROR and entry:
@@ -115,8 +123,8 @@ class Cache:
             try:
                 async with asyncio.timeout(deadline - self._clock()):
                     result, joined = await flight
-            except TimeoutError as error:
-                raise DeadlineExceeded("the deadline passed before a model answered") from error
+            except TimeoutError:
+                return _out_of_time(call)
             if not joined:
                 return result
             if not isinstance(result.error, DeadlineExceeded):  # the leader's deadline is not this call's
@@ -133,16 +141,22 @@ class Cache:
         return result
 
     async def _ask(self, call: Call, deadline: float) -> Result:
-        return await self._lane.ask(replace(call, remaining_s=deadline - self._clock()))
+        remaining_s = deadline - self._clock()
+        try:
+            async with asyncio.timeout(remaining_s):
+                return await self._lane.ask(replace(call, remaining_s=remaining_s))
+        except TimeoutError:
+            return _out_of_time(call)
 
     async def _refresh(self, call: Call, deadline: float) -> None:
-        await self._flights.do(call.key, lambda: self._ask_and_keep(call, deadline))
+        result, _ = await self._flights.do(call.key, lambda: self._ask_and_keep(call, deadline))
+        if result.error is not None:
+            log.warning("cache.refresh_failed", extra={"program": call.program, "error": result.error.code})
 
-    async def _read_redis(self, calls: Sequence[Call]) -> dict[str, _Found]:
-        assert self.redis is not None  # noqa: S101 - run() reads only when it is there
+    async def _read_redis(self, redis: RedisStore, calls: Sequence[Call]) -> dict[str, _Found]:
         keys = list(dict.fromkeys(StoreKey(call.program, call.key) for call in calls))
         found: dict[str, _Found] = {}
-        for (program, key), data in zip(keys, await self.redis.get_many(keys), strict=True):
+        for (program, key), data in zip(keys, await redis.get_many(keys), strict=True):
             entry = decode(data) if data else None
             if entry is not None and entry.program == program:
                 found[key] = (entry, "redis")
@@ -168,10 +182,36 @@ class Cache:
         """Run something beside the calls, for as long as the cache lives."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    async def aclose(self) -> None:
+        """End what runs beside the calls, and close the connections to the shared level."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        redis, self.redis = self.redis, None
+        if redis is not None:
+            await redis.aclose()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            log.error("cache.task_failed", exc_info=error)
 
     def _gauges(self) -> dict[str, float]:
         return {
             "cache_memory_entries": len(self._memory),
             "cache_in_flight": len(self._flights),
         }
+
+
+def _may_use_stored(call: Call) -> bool:
+    """Whether looking for a stored answer can be of use to the call."""
+    wanted = call.freshness
+    return bool(call.key) and not wanted.no_cache and (wanted.only_if_cached or not wanted.no_store)
+
+
+def _out_of_time(call: Call) -> Result:
+    return Result(call.id, error=DeadlineExceeded("the deadline passed before a model answered"))

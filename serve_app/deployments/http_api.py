@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from importlib import metadata, resources
+from collections.abc import Awaitable, Callable, Mapping
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from serve_app.core.cache_policy import parse_cache_control
+from serve_app.deployments.console import add_console
 from serve_app.deployments.http_problems import problem, problem_response, to_json
 from serve_app.deployments.openapi import add_program_types, describe, describe_in_full
 from serve_app.deployments.reply import cache_status_header, reply
-from serve_app.errors import SwitchyardError, TooLarge, UnsupportedMediaType
+from serve_app.errors import ClientClosed, SwitchyardError, TooLarge, UnsupportedMediaType
+from serve_app.messages import CacheStatus
 
 if TYPE_CHECKING:
     from serve_app.deployments.ingress import Ingress
+
+log = logging.getLogger("switchyard.http")
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _JSON_TYPE = re.compile(r"application/(json|[\w.+-]+\+json)\s*(;.*)?", re.IGNORECASE)
@@ -57,19 +62,23 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     Raises:
         UnsupportedMediaType: it is not JSON.
         TooLarge: it is larger than that.
+        ClientClosed: the client went away before it was all there.
     """
     content_type = request.headers.get("content-type", "")
     if not _JSON_TYPE.fullmatch(content_type):
         raise UnsupportedMediaType("send content-type: application/json")
     declared = request.headers.get("content-length", "0")
     too_large = TooLarge(f"the body may have at most {max_bytes} bytes")
-    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise too_large
+    except ClientDisconnect as error:
+        raise ClientClosed("the client went away while it was sending") from error
     return bytes(body)
 
 
@@ -101,9 +110,13 @@ def _add_programs(api: FastAPI, ingress: Ingress) -> None:
         return call
 
     for name, program in ingress.programs.items():
-        api.post(f"/v1/programs/{name}", summary=f"Call {name}", description=program.description, tags=["programs"])(
-            route(name)
-        )
+        api.post(
+            f"/v1/programs/{name}",
+            operation_id=f"call_{name}",
+            summary=f"Call {name}",
+            description=program.description,
+            tags=["programs"],
+        )(route(name))
 
     @api.post("/v1/programs/{program:path}", include_in_schema=False)
     async def unknown(program: str, request: Request) -> Response:
@@ -122,17 +135,31 @@ async def _answer(ingress: Ingress, name: str, request: Request, max_body_bytes:
     started = time.monotonic()
     request_id = request_id_of(request)
     try:
-        ingress.reader.program(name)
-        inputs, options = ingress.reader.body(await read_body(request, max_body_bytes))
+        inputs, options = await _read(ingress, ingress.reader.program(name).name, request, max_body_bytes)
         freshness = parse_cache_control(request.headers.get("cache-control", ""))
         result = await ingress.answer(name, inputs, options, request_id, freshness)
     except SwitchyardError as error:
         return problem_response(error, request_id)
+    except Exception:  # a defect of ours: logged with its call, and told to nobody
+        log.exception("http.failed", extra={"request_id": request_id, "program": name})
+        return problem_response(SwitchyardError("internal failure"), request_id)
     headers = {"Cache-Status": cache_status_header(result)}
-    if result.age_s:
+    if result.cache in (CacheStatus.HIT, CacheStatus.STALE):
         headers["Age"] = str(math.floor(result.age_s))
     body = reply(name, request_id, result, time.monotonic() - started)
     return Response(to_json(body), 200, headers, "application/json")
+
+
+async def _read(
+    ingress: Ingress, program: str, request: Request, max_body_bytes: int
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The call's inputs and options; a body that cannot be read is counted here, since it never becomes a call."""
+    started = time.monotonic()
+    try:
+        return ingress.reader.body(await read_body(request, max_body_bytes))
+    except SwitchyardError as error:
+        ingress.refused(program, error, time.monotonic() - started)
+        raise
 
 
 def _add_operations(api: FastAPI, ingress: Ingress) -> None:
@@ -153,12 +180,7 @@ def _add_operations(api: FastAPI, ingress: Ingress) -> None:
     async def metrics() -> Response:
         return Response(await ingress.metrics(), media_type=METRICS_TYPE)
 
-    console = resources.files("serve_app") / "console" / "index.html"
-    page = console.read_text(encoding="utf-8")
-
-    @api.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return HTMLResponse(page)
+    add_console(api)
 
 
 def _add_docs(api: FastAPI, ingress: Ingress) -> None:

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from serve_app.adapters.dspy_program import Program
@@ -28,7 +27,17 @@ from serve_app.deployments.stage import Lane, Stage
 from serve_app.errors import ClientClosed, DeadlineExceeded, Overloaded, SwitchyardError
 from serve_app.messages import CacheStatus, Call, Freshness, Level, Options, Result
 
-_REFUSED = frozenset({"invalid_inputs", "unknown_program", "shed", "rate_limited", "client_closed"})
+_REFUSED = frozenset(
+    {
+        "invalid_inputs",
+        "unknown_program",
+        "too_large",
+        "unsupported_media_type",
+        "shed",
+        "rate_limited",
+        "client_closed",
+    }
+)
 _FAILED = frozenset({"no_route", "bad_output", "deadline_exceeded", "internal"})
 
 
@@ -113,9 +122,13 @@ class Ingress:
             raise
         finally:
             self._finished(name, model, status, self._clock() - started)
-        if result.confidence is not None and not result.tier:
+        if result.confidence is not None and result.attempts:  # a stored or shared answer was scored when it was made
             self.telemetry.scored(name, "confidence", result.confidence)
         return result
+
+    def refused(self, program: str, error: SwitchyardError, latency_s: float) -> None:
+        """Count a call that was refused before it could be read."""
+        self._finished(program, "none", error.code, latency_s)
 
     def _finished(self, program: str, model: str, status: str, latency_s: float) -> None:
         self.telemetry.call_finished(program, model, status, latency_s)
@@ -164,10 +177,9 @@ class Ingress:
             return near
         deadline = self._clock() + call.remaining_s
         with self._admitted(call):
-            future = await self._collect(call)
             try:
                 async with asyncio.timeout(deadline - self._clock()):
-                    result = await future
+                    result = await (await self._collect(call))
             except TimeoutError as error:
                 message = f"no answer within {call.remaining_s:g} s"
                 raise DeadlineExceeded(message, request_id=call.request_id) from error
@@ -188,7 +200,7 @@ class Ingress:
         if result.cache is CacheStatus.STALE:
             return
         config = self.programs[call.program].config.cache
-        entry = entry_of(config, call, replace(result, tier=""), self._unix_clock() - result.age_s)
+        entry = entry_of(config, call, result, self._unix_clock())
         if entry is not None:
             self._near.put(call.key, entry, keep_s(config, entry.ttl_s) - result.age_s)
 
@@ -220,7 +232,9 @@ class Ingress:
     async def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` shows; says so when the control plane cannot be asked."""
         cluster: dict[str, Any] | None = await self.link.ask("status")
-        own = {"ready": self.link.is_ready, "level": self.link.snapshot.level.value}
+        snapshot = self.link.snapshot
+        level = {"level": snapshot.level.value, "reason": snapshot.reason}
+        own: dict[str, Any] = {"ready": self.link.is_ready, "level": level}
         return own | (cluster if cluster is not None else {"control_plane": "unreachable"})
 
     async def metrics(self) -> bytes:
@@ -228,6 +242,7 @@ class Ingress:
         cluster: bytes | None = await self.link.ask("metrics")
         if cluster is not None:
             return cluster
+        self._gauges()
         page = MetricsPage()
         page.update(self.link.source, self.telemetry.samples())
         return page.render()

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from serve_app.adapters.call_journal import CallJournal
 from serve_app.adapters.call_scope import CallScope, call_scope
 from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import Program
@@ -83,25 +84,32 @@ class ModelReplica:
             self._slots.release()
 
     async def answer(self, call: Call, remaining_s: float) -> Result:
-        """Run the call's program once; expired work is never started."""
+        """Run the call's program once, from where earlier attempts left off; expired work is never started.
+
+        A failure carries the journal of everything finished so far, by earlier attempts too.
+        """
         if remaining_s <= 0:
             late = UpstreamError("no time was left to ask the model", outcome=Outcome.REJECTED)
-            return Result(call.id, error=late, attempts=(Attempt(self._model.name, Outcome.REJECTED, 0.0),))
+            attempt = Attempt(self._model.name, Outcome.REJECTED, 0.0)
+            return Result(call.id, error=late, attempts=(attempt,), journal=call.journal)
         program = self._programs[call.program]
         limits = [n for n in (call.options.max_tokens, program.config.levels.at(call.level).max_tokens) if n]
+        journal = CallJournal(call.journal) if program.config.resume else None
         started = self._clock()
-        with call_scope(remaining_s, min(limits, default=None)) as scope:
+        with call_scope(remaining_s, min(limits, default=None), journal) as scope:
             try:
                 answer = await program.run(call, self._lm)
             except SwitchyardError as error:
                 attempt = self._attempt(call, error.outcome, started, scope)
-                return Result(call.id, error=error, attempts=(attempt,))
+                steps = journal.finished() if journal else ()
+                return Result(call.id, error=error, attempts=(attempt,), journal=steps)
         attempt = self._attempt(call, Outcome.OK, started, scope)
         return Result(call.id, answer.outputs, attempts=(attempt,), confidence=answer.confidence)
 
     def _attempt(self, call: Call, outcome: Outcome, started: float, scope: CallScope) -> Attempt:
         usage = scope.usage
         cost_usd = self._model.price.cost_usd(usage.input_tokens, usage.output_tokens)
-        attempt = Attempt(self._model.name, outcome, self._clock() - started, usage, cost_usd)
+        resumed = scope.journal.resumed if scope.journal else 0
+        attempt = Attempt(self._model.name, outcome, self._clock() - started, usage, cost_usd, resumed)
         self._telemetry.attempt_finished(call.program, attempt)
         return attempt

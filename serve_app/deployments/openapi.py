@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.json_schema import models_json_schema
 
 from serve_app.adapters.dspy_program import Program
@@ -23,6 +23,7 @@ class AttemptBody(BaseModel):
     model: str
     outcome: str
     latency_s: float
+    resumed: int = Field(description="LM steps taken over from earlier attempts.")
 
 
 class UsageBody(BaseModel):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -59,7 +59,29 @@ def _load_programs(config: AppConfig) -> dict[str, Program]:
     return {program.name: load_program(program) for program in config.programs}
 
 
-class IngressDeployment(Ingress):
+class Holding:
+    """Gives back what a replica holds, once, when Ray ends it: Ray calls ``__del__`` and awaits what that returns."""
+
+    _held: contextlib.AsyncExitStack | None = None
+
+    async def _let_go(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            await held.aclose()
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        return self._let_go() if self._held is not None else None
+
+
+def _hold(link: ControlLink, programs: Mapping[str, Program] | None = None) -> contextlib.AsyncExitStack:
+    held = contextlib.AsyncExitStack()
+    for program in (programs or {}).values():
+        held.callback(program.close)
+    held.callback(link.stop)
+    return held
+
+
+class IngressDeployment(Holding, Ingress):
     """The ingress over HTTP and handles.
 
     Args:
@@ -73,11 +95,18 @@ class IngressDeployment(Ingress):
         configure_logging("Ingress")
         telemetry = Telemetry()
         link = ControlLink(control, "Ingress", telemetry)
-        super().__init__(config, _load_programs(config), wire(config, handles, telemetry, link), telemetry, link)
+        stage = wire(config, handles, telemetry, link)
+        super().__init__(config, _load_programs(config), stage, telemetry, link)
+        self._held = _hold(link, self.programs)
+        if isinstance(stage, Cache):
+            self._held.push_async_callback(stage.aclose)
         batched: Any = self._batched  # Ray adds the two setters to the method
         batched.set_max_batch_size(config.batching.max_batch_size)
         batched.set_batch_wait_timeout_s(config.batching.batch_wait_timeout_s)
         link.start()
+
+    async def __del__(self) -> None:  # Ray's HTTP wrapper awaits this only if it is a coroutine function
+        await self._let_go()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; called by Ray Serve after the constructor."""
@@ -102,7 +131,7 @@ class _Streaming:
                 yield chunk
 
 
-class CacheDeployment(_Streaming, Cache):
+class CacheDeployment(Holding, _Streaming, Cache):
     """The shared cache level as a replica of its own.
 
     Args:
@@ -117,11 +146,13 @@ class CacheDeployment(_Streaming, Cache):
         telemetry = Telemetry()
         link = ControlLink(control, "Cache", telemetry)
         super().__init__(config, HandleStage(downstream), telemetry, link)
+        self._held = _hold(link)
+        self._held.push_async_callback(self.aclose)
         self.spawn(follow_redis(self, config.cache.redis_url, redis))
         link.start()
 
 
-class RouterDeployment(_Streaming, Router):
+class RouterDeployment(Holding, _Streaming, Router):
     """The router as a replica of its own.
 
     Args:
@@ -136,10 +167,11 @@ class RouterDeployment(_Streaming, Router):
         link = ControlLink(control, "Router", telemetry)
         stages = model_stages(config, handles)
         super().__init__(config, stages, telemetry, link)
+        self._held = _hold(link)
         link.start()
 
 
-class ModelDeployment(_Streaming, ModelReplica):
+class ModelDeployment(Holding, _Streaming, ModelReplica):
     """One model's replica.
 
     Args:
@@ -153,7 +185,10 @@ class ModelDeployment(_Streaming, ModelReplica):
         configure_logging(name)
         telemetry = Telemetry()
         link = ControlLink(control, name, telemetry)
-        super().__init__(model, _load_programs(config), LMPool(), telemetry, link)
+        programs, pool = _load_programs(config), LMPool()
+        super().__init__(model, programs, pool, telemetry, link)
+        self._held = _hold(link, programs)
+        self._held.push_async_callback(pool.aclose)
         link.start()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -202,7 +237,7 @@ async def follow_redis(cache: Cache, url: str | None, embedded: Handle | None) -
     if embedded is None:
         cache.redis = RedisStore(url) if url else None
         return
-    known = ""
+    known, retired = "", None
     while True:
         try:
             found: str = await embedded.url.remote()
@@ -210,5 +245,8 @@ async def follow_redis(cache: Cache, url: str | None, embedded: Handle | None) -
             log.warning("embedded_redis.unknown", extra={"why": type(error).__name__})
         else:
             if found != known:
-                known, cache.redis = found, RedisStore(found)
+                known, retired, cache.redis = found, cache.redis, RedisStore(found)
         await asyncio.sleep(REDIS_REFRESH_S)
+        if retired is not None:  # by now no call waits for it
+            await retired.aclose()
+            retired = None

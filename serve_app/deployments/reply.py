@@ -31,7 +31,7 @@ def cache_status_header(result: Result) -> str:
         case CacheStatus.HIT:
             return f"Switchyard; hit; detail={result.tier}" if result.tier else "Switchyard; hit"
         case CacheStatus.STALE:
-            return "Switchyard; hit; fwd=stale"
+            return "Switchyard; hit; detail=stale"  # §2.1: either a hit or forwarded, never both
         case CacheStatus.COALESCED:
             return "Switchyard; fwd=miss; collapsed"
         case CacheStatus.BYPASS:

@@ -72,7 +72,8 @@ class RequestReader:
             raise InvalidInputs(f"unknown key {_shown(name)} beside inputs and options")
         if "inputs" not in body:
             raise InvalidInputs('the body lacks "inputs"')
-        inputs, options = body["inputs"], body.get("options") or {}
+        inputs, options = body["inputs"], body.get("options")
+        options = {} if options is None else options
         for name, value in (("inputs", inputs), ("options", options)):
             if not isinstance(value, dict):
                 raise InvalidInputs(f"{name} must be an object")
@@ -105,6 +106,8 @@ class RequestReader:
             body = OptionsBody.model_validate(dict(options))
         except ValidationError as error:
             raise InvalidInputs(_sentences("options", error)) from error
+        except (ValueError, TypeError) as error:
+            raise InvalidInputs("options must be an object") from error
         if body.model is not None and body.model not in self._models:
             raise InvalidInputs(
                 f"options.model: no model is called {_shown(body.model)}{_nearest(body.model, self._models)}"

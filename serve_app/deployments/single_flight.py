@@ -29,18 +29,30 @@ class SingleFlight(Generic[T]):
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._flights
+
     async def do(self, key: str, make: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
         """The result of ``make``, and whether somebody else had started it."""
         flight = self._flights.get(key)
         joined = flight is not None
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.create_task(make(), context=contextvars.Context()))
-            flight.task.add_done_callback(lambda _: self._flights.pop(key, None))
+            flight = self._start(key, make)
         flight.waiting += 1
         try:
             return await asyncio.shield(flight.task), joined
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.task.done():
-                self._flights.pop(key, None)
+                self._land(key, flight)
                 flight.task.cancel()
+
+    def _start(self, key: str, make: Callable[[], Coroutine[Any, Any, T]]) -> _Flight[T]:
+        flight = self._flights[key] = _Flight(asyncio.create_task(make(), context=contextvars.Context()))
+        flight.task.add_done_callback(lambda _: self._land(key, flight))
+        return flight
+
+    def _land(self, key: str, flight: _Flight[T]) -> None:
+        """Forget a flight; one that was cancelled ends later than the next of its key may begin."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]

@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.exceptions import RayError
@@ -88,9 +89,22 @@ async def _settle(call: Call, answer: Callable[[Call], Awaitable[Result]], outbo
         outbox.put(await answer(call))
     except SwitchyardError as error:
         outbox.put(Result(call.id, error=error))
+    except asyncio.CancelledError:
+        if _is_left():
+            raise
+        outbox.put(Result(call.id, error=ExecutionError("the work for this call was cancelled")))
     except Exception as error:  # a defect must not hang the caller; logged and answered
         log.exception("call.failed", extra={"request_id": call.request_id, "program": call.program})
         outbox.put(Result(call.id, error=ExecutionError(f"internal failure: {type(error).__name__}")))
+
+
+def _is_left() -> bool:
+    """Whether the running task itself is being cancelled; else a ``CancelledError`` only tells of something else's end.
+
+    Ray raises one out of a stream whose work was cancelled in the replica.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 class HandleStage:
@@ -143,7 +157,8 @@ async def drive(stage: Stage, calls: Sequence[Call], deliver: Deliver, *, resubm
         deliver: called once for each call.
         resubmit: ask once more for what a lost replica left unanswered.
     """
-    waiting = {call.id: call for call in calls}
+    loop = asyncio.get_running_loop()
+    waiting, started = {call.id: call for call in calls}, loop.time()
     error: SwitchyardError = StageLost("the stage left calls unanswered", outcome=Outcome.UNREACHABLE)
     try:
         async with contextlib.aclosing(stage.run(calls)) as chunks:
@@ -153,12 +168,18 @@ async def drive(stage: Stage, calls: Sequence[Call], deliver: Deliver, *, resubm
                         deliver(result)
     except SwitchyardError as raised:
         error = raised
+    except asyncio.CancelledError:
+        if _is_left():
+            raise
+        error = StageLost("the replica that had the calls gave them up", outcome=Outcome.UNREACHABLE)
     except Exception as raised:  # a defect of the stage must not hang its callers; logged and answered as lost
         log.exception("stage.failed", extra={"calls": len(calls)})
         error = StageLost(f"internal failure: {type(raised).__name__}", outcome=Outcome.UNREACHABLE)
     if waiting and resubmit and isinstance(error, StageLost):
         log.warning("stage.resubmitted", extra={"calls": len(waiting)})
-        await drive(stage, list(waiting.values()), deliver)
+        used_s = loop.time() - started
+        again = [replace(call, remaining_s=call.remaining_s - used_s) for call in waiting.values()]
+        await drive(stage, again, deliver)
         return
     for call_id in waiting:
         deliver(Result(call_id, error=error))

@@ -1,10 +1,28 @@
 """The Python client: what it sends, what it gives back, what it raises."""
 
-import pytest
-from ray.exceptions import RayTaskError
+import asyncio
+from types import SimpleNamespace
 
-from serve_app.client import Client
-from serve_app.errors import InvalidInputs, SwitchyardError
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    RequestCancelledError,
+)
+
+from serve_app.client import GRACE_S, Client, connect
+from serve_app.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    InvalidInputs,
+    NoRoute,
+    Overloaded,
+    SwitchyardError,
+    UpstreamError,
+)
+from serve_app.messages import Outcome
 
 REPLY = {"outputs": {"answer": "fine"}, "meta": {"model": "large"}}
 
@@ -21,7 +39,8 @@ class FakeHandle:
         self.sent = sent
         return self
 
-    def result(self):
+    def result(self, timeout_s=None):
+        self.timeout_s = timeout_s
         if isinstance(self._reply, Exception):
             raise self._reply
         return self._reply
@@ -29,6 +48,12 @@ class FakeHandle:
     def __await__(self):
         yield from ()
         return self.result()
+
+
+def ask(client: Client, how: str):
+    """The answer to a call by ``predict`` or ``apredict``."""
+    answer = getattr(client, how)("ask", question="why?")
+    return asyncio.run(answer) if how == "apredict" else answer
 
 
 def test_a_prediction_has_the_outputs_and_the_meta() -> None:
@@ -66,3 +91,108 @@ def test_what_is_none_of_ours_is_still_one_of_ours() -> None:
     with pytest.raises(SwitchyardError) as raised:
         Client(FakeHandle(wrapped)).predict("ask")
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "outcome"),
+    [
+        (ActorDiedError(), UpstreamError, Outcome.UNREACHABLE),
+        (ActorUnavailableError("x", b"\0" * 16), UpstreamError, Outcome.UNREACHABLE),
+        (BackPressureError(5, 5), Overloaded, Outcome.REJECTED),
+        (RequestCancelledError("r"), ClientClosed, Outcome.CANCELLED),
+    ],
+)
+@pytest.mark.parametrize("how", ["predict", "apredict"])
+def test_what_ray_itself_raises_is_one_of_ours(how, raised, error, outcome) -> None:
+    with pytest.raises(error) as told:
+        ask(Client(FakeHandle(raised)), how)
+    assert (type(told.value), told.value.outcome) == (error, outcome)
+    assert told.value.request_id
+
+
+def test_a_deployment_that_is_not_there_is_no_route() -> None:
+    unavailable = DeploymentUnavailableError(SimpleNamespace(name="Ingress"))
+    with pytest.raises(NoRoute):
+        Client(FakeHandle(unavailable)).predict("ask")
+
+
+def test_what_was_raised_in_the_replica_keeps_its_request_id() -> None:
+    wrapped = RayTaskError("predict", "traceback", NoRoute("down", 2.0, (), "r1"))
+    with pytest.raises(NoRoute) as told:
+        Client(FakeHandle(wrapped)).predict("ask")
+    assert (told.value.request_id, told.value.retry_after_s) == ("r1", 2.0)
+
+
+async def test_a_caller_that_is_cancelled_is_cancelled_and_nothing_else() -> None:
+    task = asyncio.create_task(Client(Silent()).apredict("ask"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_options_are_each_clients_own() -> None:
+    handle = FakeHandle()
+    plain = Client(handle)
+    plain.with_options(model="large")
+    plain.predict("ask", question="why?")
+    assert handle.sent[2] == {}
+
+
+def test_an_output_called_meta_gives_way_to_the_meta() -> None:
+    reply = {"outputs": {"answer": "x", "meta": "mine"}, "meta": {"model": "large"}}
+    assert Client(FakeHandle(reply)).predict("ask").meta == {"model": "large"}
+
+
+def test_without_a_cluster_connecting_is_no_route(monkeypatch) -> None:
+    def refuse(**options):
+        assert options["address"] == "auto"
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(NoRoute, match="nobody there"):
+        connect()
+
+
+def test_an_application_that_does_not_run_is_no_route(monkeypatch) -> None:
+    def refuse(name):
+        raise RayServeException(f"Application '{name}' does not exist.")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.serve.get_app_handle", refuse)
+    with pytest.raises(NoRoute, match="'other'"):
+        connect("other")
+
+
+class Silent(FakeHandle):
+    """Never answers."""
+
+    is_cancelled = False
+
+    def result(self, timeout_s=None):
+        assert timeout_s is not None
+        raise TimeoutError
+
+    def __await__(self):
+        return asyncio.Event().wait().__await__()
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@pytest.mark.parametrize("how", ["predict", "apredict"])
+def test_an_application_that_says_nothing_is_left_at_the_deadline(how, monkeypatch) -> None:
+    monkeypatch.setattr("serve_app.client.GRACE_S", 0.0)
+    handle = Silent()
+    with pytest.raises(DeadlineExceeded):
+        ask(Client(handle).with_options(deadline_s=0.02), how)
+    assert handle.is_cancelled
+
+
+def test_without_a_deadline_of_its_own_a_call_waits_for_the_applications() -> None:
+    handle = FakeHandle()
+    Client(handle).predict("ask")
+    assert handle.timeout_s is None
+    Client(handle).with_options(deadline_s=2).predict("ask")
+    assert handle.timeout_s == 2 + GRACE_S

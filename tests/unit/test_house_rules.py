@@ -1,6 +1,7 @@
 """Who may import whom."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,36 @@ def test_nothing_in_serve_app_imports_the_graphs() -> None:
 def test_nothing_unpickles() -> None:
     for path in modules("serve_app"):
         assert not imports(path) & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}, path
+
+
+ALLOWED_IN_CORE = {"serve_app", "pydantic", "pydantic_core", "orjson", *sys.stdlib_module_names} - BANNED_IN_CORE
+INWARD = {"serve_app.messages", "serve_app.errors", "serve_app.config"}
+IO_IN_CORE = {"os", "io", "socket", "pathlib", "subprocess", "threading", "random", "sqlite3", "urllib", "http"}
+
+
+@pytest.mark.parametrize("path", modules("serve_app.core"), ids=lambda path: path.stem)
+def test_core_imports_itself_the_contracts_and_nothing_that_reaches_outside(path) -> None:
+    found = imports(path)
+    roots = {name.split(".")[0] for name in found}
+    assert roots <= ALLOWED_IN_CORE - IO_IN_CORE
+    ours = {name for name in found if name.split(".")[0] == "serve_app"}
+    assert all(name in INWARD or name.startswith("serve_app.core.") for name in ours)
+
+
+@pytest.mark.parametrize("name", sorted(INWARD))
+def test_the_contracts_import_only_each_other(name) -> None:
+    found = imports(ROOT / f"{name.replace('.', '/')}.py")
+    assert {found_name for found_name in found if found_name.split(".")[0] in ("serve_app", "graphs")} <= INWARD
+    assert {found_name.split(".")[0] for found_name in found} <= ALLOWED_IN_CORE
+
+
+def test_imports_name_their_package_in_full() -> None:
+    for package in ("serve_app", "graphs"):
+        for path in modules(package):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level], path
+
+
+def test_the_one_who_parses_imports_sees_those_inside_functions_and_type_checks() -> None:
+    assert "serve_app.client" in imports(ROOT / "serve_app" / "__init__.py")
+    assert "serve_app.config" in imports(ROOT / "serve_app" / "messages.py")

@@ -32,7 +32,7 @@ def waits():
 
 async def until(condition, seconds=10.0):
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what threads do sets no asyncio event
+        while not condition():
             await asyncio.sleep(0.005)
 
 

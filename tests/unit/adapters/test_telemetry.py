@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve_app.adapters.telemetry import MetricsPage, Telemetry, gauge
+from serve_app.adapters.telemetry import MAX_SILENT, MetricsPage, Telemetry, gauge
 from serve_app.messages import Attempt, Outcome, Usage
 
 
@@ -76,3 +76,79 @@ def test_what_only_the_control_plane_knows_has_no_replica() -> None:
     page = MetricsPage()
     text = page.render([gauge("dspy_degradation_level", "Level.", {(): 2.0})]).decode()
     assert "dspy_degradation_level 2.0" in text
+
+
+def test_a_replica_that_was_only_silent_is_not_counted_twice() -> None:
+    page, telemetry = MetricsPage(), busy(5, active=1)
+    page.update("slow", telemetry.samples())
+    page.depart("slow")
+    telemetry.call_finished("ask", "large", "success", 0.2)
+    page.update("slow", telemetry.samples())
+    assert list(values(page, "dspy_requests_total").values()) == [6]
+    page.depart("slow")
+    assert list(values(page, "dspy_requests_total").values()) == [6]
+
+
+def test_totals_never_go_backwards_through_any_coming_and_going() -> None:
+    page = MetricsPage()
+    replicas = {f"r{number}": busy(1) for number in range(200)}
+    seen = 0.0
+    for turn in range(3):
+        for name, telemetry in replicas.items():
+            telemetry.call_finished("ask", "large", "success", 0.2)
+            page.update(name, telemetry.samples())
+            if turn < 2:
+                page.depart(name)
+            total = page.total("dspy_requests_total")
+            assert total >= seen
+            seen = total
+
+
+def test_what_is_kept_of_the_departed_is_bounded() -> None:
+    page = MetricsPage()
+    for number in range(1000):
+        page.update(f"r{number}", busy(1).samples())
+        page.depart(f"r{number}")
+    assert page.total("dspy_requests_total") == 1000
+    assert len(page._silent) == MAX_SILENT
+
+
+def test_a_page_is_valid_text_with_whatever_label_values_a_configuration_has() -> None:
+    page, telemetry = MetricsPage(), Telemetry()
+    telemetry.call_finished('a"b', "back\\slash", "success", 0.2)
+    telemetry.fell_back("ask", "large", "small", Outcome.TIMEOUT)
+    telemetry.shed("queue_full", "default")
+    telemetry.scored("ask", "confidence", 0.5)
+    telemetry.cache_hit("ask", "near")
+    telemetry.cache_missed("ask")
+    telemetry.batched(4)
+    telemetry.set_memory_mb(12.5)
+    page.update("one", telemetry.samples())
+    assert list(values(page, "dspy_requests_total")) == [
+        (("model", "back\\slash"), ("program", 'a"b'), ("status", "success"))
+    ]
+    names = {family.name for family in text_string_to_metric_families(page.render().decode())}
+    assert names >= {
+        "dspy_requests",
+        "dspy_request_duration_seconds",
+        "dspy_quality_score",
+        "dspy_active_requests",
+        "dspy_memory_usage_mb",
+        "dspy_cache_hits",
+        "dspy_cache_misses",
+        "dspy_fallbacks",
+        "dspy_batch_size",
+        "dspy_shed",
+    }
+    assert values(page, "dspy_fallbacks_total") == {
+        (("from_model", "large"), ("program", "ask"), ("reason", "timeout"), ("to_model", "small")): 1
+    }
+
+
+def test_buckets_of_a_histogram_are_cumulative_and_end_in_its_count() -> None:
+    page = MetricsPage()
+    page.update("one", busy(2).samples())
+    page.update("two", busy(3).samples())
+    buckets = list(values(page, "dspy_request_duration_seconds_bucket").values())
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == 5

@@ -17,7 +17,7 @@ def never(reply):
 
 
 def test_a_fingerprint_is_the_same_everywhere_and_different_for_each_question():
-    assert fingerprint(b"why?") == fingerprint(b"why?") == "1eb1a67de4d92c74ba4937d6c6ff5b7d"
+    assert fingerprint(b"why?") == fingerprint(b"why?") == "f5b2b98bf44b60881a86499d98591d79"
     assert fingerprint(b"why?") != fingerprint(b"why")
 
 

@@ -82,3 +82,28 @@ async def test_an_error_reaches_everyone_and_is_not_kept() -> None:
         with pytest.raises(ValueError, match="no"):
             await task
     assert len(flights) == 0
+
+
+async def test_a_cancelled_flight_that_is_still_landing_takes_no_later_one_with_it() -> None:
+    flights, first, second = SingleFlight(), Work(), Work()
+    leaver = asyncio.create_task(flights.do("key", first))
+    await settle()
+    leaver.cancel()
+    await asyncio.sleep(0)  # the first flight is told to stop, and has not stopped yet
+    asked = [asyncio.create_task(flights.do("key", second))]
+    await settle()
+    asked.append(asyncio.create_task(flights.do("key", second)))
+    await settle()
+    second.gate.set()
+    assert [joined for _, joined in await asyncio.gather(*asked)] == [False, True]
+    assert second.started == 1
+
+
+async def test_who_is_in_flight_is_known() -> None:
+    flights, work = SingleFlight(), Work()
+    asked = asyncio.create_task(flights.do("key", work))
+    await settle()
+    assert "key" in flights
+    work.gate.set()
+    await asked
+    assert "key" not in flights

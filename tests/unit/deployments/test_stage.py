@@ -185,7 +185,7 @@ class FakeStream:
         item = self._items.pop(0)
         if item == "silence":
             await asyncio.Event().wait()
-        if isinstance(item, Exception):
+        if isinstance(item, BaseException):
             raise item
         return item
 
@@ -234,4 +234,88 @@ async def test_leaving_a_handle_early_cancels_its_stream() -> None:
     chunks = HandleStage(handle).run([call(1)])
     await anext(chunks)
     await chunks.aclose()
+    assert handle.stream.is_cancelled
+
+
+async def test_a_stream_that_ray_cancelled_by_itself_is_a_lost_replica() -> None:
+    """Ray raises ``CancelledError`` out of a stream whose task was cancelled in the replica."""
+    handle = FakeHandle((), asyncio.CancelledError())
+    (result,) = await asyncio.wait_for(asyncio.gather(*Lane(HandleStage(handle)).ask_all([call(1)])), 5)
+    assert isinstance(result.error, StageLost)
+
+
+async def test_a_drive_that_is_cancelled_itself_is_cancelled() -> None:
+    task = asyncio.create_task(drive(FakeStage(lambda _: asyncio.Event().wait()), [call(1)], lambda _: None))
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_call_whose_work_was_cancelled_by_others_is_answered_all_the_same() -> None:
+    async def answer(asked):
+        if asked.id == "c1":
+            raise asyncio.CancelledError
+        return ok(asked)
+
+    results = await asyncio.wait_for(run_all(FakeStage(answer), call(1), call(2)), 5)
+    assert isinstance(results["c1"].error, ExecutionError)
+    assert results["c2"].error is None
+
+
+async def test_the_second_replica_is_told_how_much_time_the_first_one_used() -> None:
+    asked_again = []
+
+    class Lossy:
+        async def run(self, calls):
+            yield ()
+            if not asked_again:
+                asked_again.append(None)
+                await asyncio.sleep(0.02)
+                raise StageLost("gone")
+            asked_again.extend(calls)
+            yield [ok(asked) for asked in calls]
+
+    await delivered(Lossy(), call(1, remaining_s=10.0), resubmit=True)
+    assert 9.0 < asked_again[1].remaining_s <= 10.0 - 0.02
+
+
+async def test_a_caller_who_leaves_before_the_batch_goes_out_costs_nothing() -> None:
+    stage = FakeStage()
+    Lane(stage).ask(call(1)).cancel()
+    await settle()
+    assert stage.batches == []
+
+
+async def test_no_task_outlives_its_batch() -> None:
+    before = asyncio.all_tasks()
+    lane = Lane(FakeStage())
+    await asyncio.gather(*lane.ask_all([call(1), call(2)]))
+    await settle()
+    assert asyncio.all_tasks() == before
+    assert lane._drives == set()
+
+
+async def test_an_empty_batch_is_no_batch() -> None:
+    stage = FakeStage()
+    assert Lane(stage).ask_all([]) == []
+    await settle()
+    assert stage.batches == []
+    assert await run_all(stage) == {}
+
+
+async def test_a_handle_that_cannot_even_be_asked_answers_every_caller() -> None:
+    class Broken(FakeHandle):
+        def remote(self, calls):
+            raise RuntimeError("shut down")
+
+    (result,) = await asyncio.gather(*Lane(HandleStage(Broken())).ask_all([call(1)]))
+    assert isinstance(result.error, StageLost)
+    assert "shut down" not in str(result.error)
+
+
+async def test_a_stream_that_nobody_took_is_cancelled() -> None:
+    handle = FakeHandle("silence")
+    with pytest.raises(StageLost, match="in time"):
+        await run_all(HandleStage(handle, accept_timeout_s=0.01), call(1))
     assert handle.stream.is_cancelled

@@ -1,0 +1,261 @@
+"""What the ingress admits, stamps, counts and keeps; its callers over handles."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from deployment_fakes import FakeStage, app_config, failed, link, ok, programs, settle
+
+from serve_app.config import LimitsConfig
+from serve_app.core.clock import ManualClock
+from serve_app.deployments.ingress import Ingress
+from serve_app.errors import DeadlineExceeded, InvalidInputs, NoRoute, Overloaded, UnknownProgram
+from serve_app.messages import CacheStatus, Freshness, Outcome, Result
+
+GOOD = {"question": "why?"}
+
+
+class Bench:
+    """An ingress over a fake stage."""
+
+    def __init__(self, answer=ok, ingress=Ingress, **config) -> None:
+        self.config = app_config(**config)
+        self.unix = ManualClock(1_000_000.0)
+        self.stage = FakeStage(answer)
+        self.link = link()
+        self.ingress = ingress(
+            self.config, programs(self.config), self.stage, self.link._telemetry, self.link, unix_clock=self.unix
+        )
+
+    async def ask(self, inputs=GOOD, **arguments) -> dict:
+        return await self.ingress.predict("ask", inputs, **arguments)
+
+    def counts(self, family: str, label: str) -> dict[str, float]:
+        """Totals of a counter by one of its labels."""
+        found: dict[str, float] = {}
+        for metric in self.link._telemetry.samples():
+            for name, labels, value in metric.samples if metric.name == family else ():
+                if name.endswith("_total"):
+                    found[dict(labels)[label]] = found.get(dict(labels)[label], 0) + value
+        return found
+
+
+async def test_a_python_caller_gets_what_http_gives() -> None:
+    reply = await Bench().ask(request_id="mine")
+    assert reply["outputs"] == {"answer": "fine"}
+    assert reply["meta"]["request_id"] == "mine"
+    (attempt,) = reply["meta"]["attempts"]
+    assert (attempt["model"], attempt["outcome"], attempt["latency_s"]) == ("large", "ok", 0.01)
+    assert reply["meta"]["usage"] == {"input_tokens": 10, "output_tokens": 5}
+
+
+async def test_a_caller_without_a_request_id_is_given_one() -> None:
+    bench = Bench()
+    ids = [(await bench.ask())["meta"]["request_id"] for _ in range(2)]
+    assert all(ids)
+    assert ids[0] != ids[1]
+
+
+async def test_calls_in_flight_have_ids_of_their_own_whatever_their_request_ids() -> None:
+    bench = Bench()
+    await asyncio.gather(*(bench.ask({"question": f"q{n}"}, request_id="same") for n in range(20)))
+    assert len({asked.id for asked in bench.stage.calls}) == 20
+    assert {asked.request_id for asked in bench.stage.calls} == {"same"}
+
+
+async def test_the_deadline_is_the_callers_or_the_configured_one() -> None:
+    bench = Bench(limits=LimitsConfig(default_deadline_s=7).model_dump())
+    await bench.ask()
+    await bench.ask({"question": "another"}, options={"deadline_s": 3})
+    assert [asked.remaining_s for asked in bench.stage.calls] == [7, 3]
+
+
+async def test_the_deadline_holds_while_a_batch_is_being_collected() -> None:
+    class Slow(Ingress):
+        async def _collect(self, call):
+            await asyncio.Event().wait()
+
+    bench = Bench(ingress=Slow)
+    async with asyncio.timeout(5):
+        with pytest.raises(DeadlineExceeded):
+            await bench.ask(options={"deadline_s": 0.02})
+    assert bench.ingress._admission.running == 0
+    assert bench.counts("dspy_requests", "status") == {"deadline_exceeded": 1}
+
+
+async def test_errors_name_the_call_and_what_was_tried() -> None:
+    bench = Bench(lambda asked: failed(asked, Outcome.SERVER_ERROR))
+    with pytest.raises(Exception, match="server_error") as raised:
+        await bench.ask(request_id="mine")
+    assert raised.value.request_id == "mine"
+    assert [attempt.outcome for attempt in raised.value.attempts] == [Outcome.SERVER_ERROR]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "counted"),
+    [
+        ({"inputs": {}}, InvalidInputs, {"invalid_inputs": 1}),
+        ({"options": {"deadline_s": 0}}, InvalidInputs, {"invalid_inputs": 1}),
+        ({"options": {"priority": "vip"}}, InvalidInputs, {"invalid_inputs": 1}),
+        ({"inputs": None}, InvalidInputs, {"invalid_inputs": 1}),
+        ({"options": 5}, InvalidInputs, {"invalid_inputs": 1}),
+        ({"options": [1]}, InvalidInputs, {"invalid_inputs": 1}),
+    ],
+)
+async def test_what_does_not_fit_is_refused_and_counted_once(arguments, error, counted) -> None:
+    bench = Bench()
+    with pytest.raises(error):
+        await bench.ask(**arguments)
+    assert bench.counts("dspy_requests", "status") == counted
+    assert bench.link._pending.calls == 0
+    assert bench.stage.calls == []
+
+
+async def test_a_program_nobody_serves_makes_no_label() -> None:
+    bench = Bench()
+    with pytest.raises(UnknownProgram, match="did you mean 'ask'"):
+        await bench.ingress.predict("asks", GOOD)
+    assert bench.counts("dspy_requests", "program") == {}
+
+
+async def test_a_defect_behind_the_stage_is_counted_as_ours_and_raised_as_one_of_ours() -> None:
+    bench = Bench(lambda _: 1 / 0)
+    with pytest.raises(Exception, match="ZeroDivisionError") as raised:
+        await bench.ask()
+    assert raised.value.code == "internal"
+    assert bench.counts("dspy_requests", "status") == {"internal": 1}
+    assert (bench.link._pending.calls, bench.link._pending.failed_calls) == (1, 1)
+
+
+async def test_a_refusal_of_a_route_is_a_failure_and_a_refused_caller_is_not() -> None:
+    bench = Bench(lambda asked: Result(asked.id, error=NoRoute("down", 1.0)))
+    with pytest.raises(NoRoute):
+        await bench.ask()
+    assert (bench.link._pending.calls, bench.link._pending.failed_calls) == (1, 1)
+
+
+async def test_past_the_bound_calls_are_refused_by_priority_before_any_work() -> None:
+    gate = asyncio.Event()
+
+    async def answer(asked):
+        await gate.wait()
+        return ok(asked)
+
+    bench = Bench(answer, limits=LimitsConfig(max_queued_requests=10).model_dump())
+    held = [asyncio.create_task(bench.ask({"question": f"q{n}"})) for n in range(9)]
+    await settle()
+    for priority in ("sheddable", "default"):
+        with pytest.raises(Overloaded) as refused:
+            await bench.ask({"question": "more"}, options={"priority": priority})
+        assert refused.value.retry_after_s > 0
+    held.append(asyncio.create_task(bench.ask({"question": "vital"}, options={"priority": "critical"})))
+    await settle()
+    assert len(bench.stage.calls) == 10
+    assert bench.counts("dspy_shed", "priority") == {"sheddable": 1, "default": 1}
+    gate.set()
+    await asyncio.gather(*held)
+    assert bench.ingress._admission.running == 0
+
+
+async def test_a_near_hit_needs_no_place() -> None:
+    gate = asyncio.Event()
+    gate.set()
+
+    async def answer(asked):
+        await gate.wait()
+        return ok(asked)
+
+    bench = Bench(answer, limits=LimitsConfig(max_queued_requests=1).model_dump())
+    await bench.ask()
+    gate.clear()
+    held = asyncio.create_task(bench.ask({"question": "another"}))
+    await settle()
+    assert (await bench.ask())["meta"]["cache"] == "hit"
+    gate.set()
+    await held
+
+
+async def test_an_answer_that_is_old_already_is_as_old_in_the_near_cache() -> None:
+    def hit(asked):
+        return Result(asked.id, {"answer": "x"}, model="large", cache=CacheStatus.HIT, tier="redis", age_s=30.0)
+
+    bench = Bench(hit)
+    await bench.ask()
+    bench.unix.advance(10)
+    call = bench.ingress._call("ask", GOOD, {}, "r", Freshness())
+    near = bench.ingress._from_near(call)
+    assert (near.tier, near.age_s) == ("near", 40.0)
+
+
+async def test_a_stale_answer_is_not_kept_near() -> None:
+    def stale(asked):
+        return Result(asked.id, {"answer": "x"}, model="large", cache=CacheStatus.STALE, tier="memory", age_s=130.0)
+
+    bench = Bench(stale)
+    await bench.ask()
+    await bench.ask()
+    assert len(bench.stage.calls) == 2
+
+
+async def test_only_if_cached_and_no_store_reach_the_stage_as_they_were_said() -> None:
+    bench = Bench()
+    await bench.ask(cache_control="no-store")
+    await bench.ask(cache_control="only-if-cached")
+    assert [asked.freshness.no_store for asked in bench.stage.calls] == [True, False]
+    assert [asked.freshness.only_if_cached for asked in bench.stage.calls] == [False, True]
+
+
+@pytest.mark.parametrize(("status", "scored"), [(CacheStatus.MISS, 1), (CacheStatus.COALESCED, 0)])
+async def test_an_answer_is_scored_once_however_many_share_it(status, scored) -> None:
+    def answer(asked):
+        made = replace(ok(asked), confidence=0.8, cache=status)
+        return made if status is CacheStatus.MISS else replace(made, attempts=())
+
+    bench = Bench(answer)
+    await bench.ask()
+    counts = [
+        value
+        for family in bench.link._telemetry.samples()
+        for name, _, value in family.samples
+        if name == "dspy_quality_score_count"
+    ]
+    assert sum(counts) == scored
+
+
+async def test_a_hit_is_counted_under_the_model_that_made_the_answer() -> None:
+    bench = Bench()
+    await bench.ask()
+    await bench.ask()
+    assert bench.counts("dspy_requests", "model") == {"large": 2}
+    assert bench.counts("dspy_cache_hits", "tier") == {"near": 1}
+
+
+async def test_one_of_two_callers_in_a_batch_may_leave() -> None:
+    gate = asyncio.Event()
+
+    async def answer(asked):
+        await gate.wait()
+        return ok(asked)
+
+    bench = Bench(answer)
+    leaver, stayer = (asyncio.create_task(bench.ask({"question": q})) for q in "ab")
+    await settle()
+    leaver.cancel()
+    await settle()
+    gate.set()
+    assert (await stayer)["outputs"] == {"answer": "fine"}
+    assert bench.counts("dspy_requests", "status") == {"client_closed": 1, "success": 1}
+    assert bench.ingress._admission.running == 0
+
+
+async def test_status_has_the_same_shape_with_and_without_a_control_plane() -> None:
+    bench = Bench()
+    status = await bench.ingress.status()
+    assert status["level"] == {"level": "full", "reason": ""}
+    assert status["control_plane"] == "unreachable"
+
+
+async def test_without_a_control_plane_the_page_has_this_replicas_gauges() -> None:
+    page = (await Bench().ingress.metrics()).decode()
+    (line,) = [line for line in page.splitlines() if line.startswith("dspy_memory_usage_mb{")]
+    assert float(line.split()[-1]) > 1

@@ -1,0 +1,173 @@
+"""What a replica holds is given back when Ray ends it; and where the shared cache level is, is followed."""
+
+import asyncio
+import contextlib
+import gc
+from types import SimpleNamespace
+
+import pytest
+from deployment_fakes import app_config, settle
+from ray.exceptions import RayActorError
+from test_stage import FakeHandle
+
+from serve_app.deployments import replicas
+from serve_app.errors import ConfigError
+
+
+class Holder(replicas.Holding):
+    """Holds one thing, and says in which order it let go."""
+
+    def __init__(self) -> None:
+        self.let_go: list[str] = []
+        self._held = contextlib.AsyncExitStack()
+        self._held.callback(self.let_go.append, "first held")
+        self._held.push_async_callback(self._slowly)
+
+    async def _slowly(self) -> None:
+        await asyncio.sleep(0)
+        self.let_go.append("last held")
+
+
+async def end(holder) -> None:
+    """As Ray ends a replica: it calls the destructor and awaits what that returns."""
+    work = holder.__del__()
+    if work is not None:
+        await work
+
+
+async def test_everything_is_given_back_last_held_first_and_once() -> None:
+    holder = Holder()
+    await end(holder)
+    await end(holder)
+    assert holder.let_go == ["last held", "first held"]
+
+
+def test_a_replica_whose_constructor_failed_has_nothing_to_give_back() -> None:
+    assert replicas.Holding().__del__() is None
+
+
+async def test_the_garbage_collector_finds_nothing_left_to_do() -> None:
+    holder = Holder()
+    await end(holder)
+    del holder
+    gc.collect()  # a coroutine nobody awaits would be a warning, and so an error
+
+
+class Server:
+    def __init__(self, error=None) -> None:
+        self.error = error
+        self.url = "unix:///a"
+        self.stopped = 0
+
+    def start(self) -> None:
+        if self.error:
+            raise self.error
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+async def test_the_embedded_server_ends_with_its_replica(monkeypatch) -> None:
+    server = Server()
+    monkeypatch.setattr(replicas, "EmbeddedRedis", lambda: server)
+    monkeypatch.setattr(replicas, "configure_logging", lambda _: None)
+    made = replicas.EmbeddedRedisDeployment()
+    assert await made.url() == "unix:///a"
+    made.__del__()
+    assert server.stopped == 1
+
+
+def test_a_server_that_does_not_start_fails_its_deployment_in_its_own_words(monkeypatch) -> None:
+    monkeypatch.setattr(replicas, "EmbeddedRedis", lambda: Server(ConfigError(["no server"])))
+    monkeypatch.setattr(replicas, "configure_logging", lambda _: None)
+    with pytest.raises(ConfigError, match="no server"):
+        replicas.EmbeddedRedisDeployment()
+
+
+class Store:
+    """Stands for the shared level at one address."""
+
+    made: list["Store"]
+
+    def __init__(self, url) -> None:
+        self.url = url
+        self.is_closed = False
+        self.made.append(self)
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def stores(monkeypatch):
+    Store.made = []
+    monkeypatch.setattr(replicas, "RedisStore", Store)
+    monkeypatch.setattr(replicas, "REDIS_REFRESH_S", 0.0)
+    return Store.made
+
+
+class EmbeddedHandle:
+    """Answers where the server is, or raises; the last answer for ever."""
+
+    def __init__(self, *answers) -> None:
+        self._answers = list(answers)
+        self.url = self
+
+    async def remote(self):
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer() if callable(answer) else answer
+
+
+@contextlib.asynccontextmanager
+async def following(*answers):
+    cache = SimpleNamespace(redis=None)
+    task = asyncio.create_task(replicas.follow_redis(cache, "embedded", EmbeddedHandle(*answers)))
+    try:
+        yield cache
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_server_that_moved_is_found_and_the_old_connections_are_closed(stores) -> None:
+    async with following("unix:///a", "unix:///a", RayActorError(), "unix:///b") as cache:
+        await settle(40)
+        assert [store.url for store in stores] == ["unix:///a", "unix:///b"]
+        assert cache.redis is stores[1]
+        assert [store.is_closed for store in stores] == [True, False]
+
+
+async def test_the_old_connections_stay_open_for_the_calls_that_still_use_them(stores, monkeypatch) -> None:
+    def moved() -> str:
+        monkeypatch.setattr(replicas, "REDIS_REFRESH_S", 60.0)
+        return "unix:///b"
+
+    async with following("unix:///a", moved) as cache:
+        await settle(40)
+        assert cache.redis is stores[1]
+        assert not stores[0].is_closed
+
+
+async def test_a_server_that_cannot_be_found_leaves_what_there_is(stores) -> None:
+    async with following("unix:///a", RayActorError()) as cache:
+        await settle(40)
+        assert cache.redis is stores[0]
+        assert not stores[0].is_closed
+
+
+@pytest.mark.parametrize(("url", "wanted"), [(None, None), ("redis://h:1", "redis://h:1")])
+async def test_a_server_of_ones_own_is_taken_as_it_is(stores, url, wanted) -> None:
+    cache = SimpleNamespace(redis=None)
+    await replicas.follow_redis(cache, url, None)
+    assert (cache.redis.url if cache.redis else None) == wanted
+
+
+def test_a_batch_is_offered_to_a_model_for_a_bounded_time() -> None:
+    config = app_config()
+    handles = {replicas.model_deployment_name(model.name): FakeHandle() for model in config.models}
+    stages = replicas.model_stages(config, handles)
+    assert stages.keys() == {"large", "medium", "small"}
+    assert {stage._accept_timeout_s for stage in stages.values()} == {replicas.MODEL_ACCEPT_S}
