@@ -31,7 +31,7 @@ from serve_app.errors import (
     UpstreamError,
     UpstreamRefused,
 )
-from serve_app.messages import Attempt, Call, Outcome, Result, Route, Snapshot, Usage
+from serve_app.messages import Attempt, Call, Outcome, Result, Route, Snapshot, Step, Usage
 
 log = logging.getLogger("switchyard.router")
 
@@ -50,6 +50,7 @@ class _Journey:
     attempts: list[Attempt] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     error: SwitchyardError | None = None
+    journal: tuple[Step, ...] = ()
 
 
 class Router:
@@ -101,6 +102,7 @@ class Router:
             if result.error is None:
                 return self._finished(journey, result)
             journey.error = result.error
+            journey.journal = result.journal or journey.journal
         return self._finished(journey, Result(call.id, error=self._why(journey)))
 
     def _route(self, call: Call) -> tuple[Demand, Route]:
@@ -143,7 +145,7 @@ class Router:
         started = self._clock()
         remaining_s = journey.deadline - started
         timeout_s = attempt_timeout_s(remaining_s, journey.plan.attempts_left, self._models[model].latency_s)
-        call = replace(journey.call, model=model, remaining_s=timeout_s)
+        call = replace(journey.call, model=model, remaining_s=timeout_s, journal=journey.journal)
         try:
             async with asyncio.timeout(min(timeout_s + REPLY_GRACE_S, remaining_s)):
                 result = await self._lanes[model].ask(call)
@@ -182,6 +184,7 @@ class Router:
             level=journey.call.level,
             attempts=attempts,
             usage=sum((attempt.usage for attempt in attempts), Usage()),
+            journal=(),
             cost_usd=round(sum(attempt.cost_usd for attempt in attempts), 12),
         )
 

@@ -18,7 +18,7 @@ from serve_app.errors import (
     RateLimited,
     UpstreamRefused,
 )
-from serve_app.messages import Attempt, Complexity, Options, Outcome, Result, Snapshot
+from serve_app.messages import Attempt, Complexity, Options, Outcome, Result, Snapshot, Step, StepKind
 
 HARD = Options(complexity=Complexity.HIGH)
 FALLBACKS = [
@@ -79,6 +79,15 @@ async def test_the_next_answers_and_everything_spent_is_accounted_for(outcome) -
     assert result.model == "medium"
     assert result.usage.input_tokens == 20
     assert result.cost_usd == pytest.approx(0.0015)
+
+
+async def test_the_next_model_goes_on_where_the_last_one_failed() -> None:
+    journal = (Step(StepKind.LM, "f", 0, "{}"),)
+    bench = Bench(large=lambda asked: replace(failed(asked, Outcome.SERVER_ERROR), journal=journal))
+    result = await bench.ask()
+    ((first,), (second,)) = bench.models["large"].calls, bench.models["medium"].calls
+    assert (first.journal, second.journal) == ((), journal)
+    assert result.journal == ()
 
 
 @pytest.mark.parametrize(
