@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from serve_app.config import AppConfig
-from serve_app.deployments.autoscaling import scaling_options
+from serve_app.deployments.autoscaling import BY_ONGOING, scaling_options
 from serve_app.deployments.replicas import (
     EMBEDDED_REDIS,
     ControlPlaneDeployment,
@@ -72,5 +72,5 @@ def models(config: AppConfig, control: Application) -> dict[str, Application]:
 def ingress(config: AppConfig, control: Application, wire: Wire, handles: Mapping[str, Application]) -> Application:
     """The ingress over what ``wire`` makes of ``handles``; Ray's bound lies above ours, so every refusal is ours."""
     bound = {"max_ongoing_requests": 2 * config.limits.max_queued_requests + 100}
-    options = OPTIONS | scaling_options(config.ingress) | bound
+    options = OPTIONS | scaling_options(config.ingress, BY_ONGOING) | bound
     return bind(serve.ingress()(IngressDeployment), "Ingress", options, config, control, wire, handles)

@@ -12,7 +12,7 @@ from graphs import parts
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.config_check import load_app_config
-from serve_app.deployments.autoscaling import scaling_options
+from serve_app.deployments.autoscaling import BY_ONGOING, scaling_options
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.replicas import CacheDeployment, Handle, RouterDeployment
 from serve_app.deployments.stage import HandleStage, Stage
@@ -27,7 +27,7 @@ def build(args: dict[str, Any]) -> Application:
     config = load_app_config(args)
     control = parts.control_plane(config)
     models, redis = parts.models(config, control), parts.embedded_redis(config)
-    scaled = parts.OPTIONS | scaling_options(config.router)
+    scaled = parts.OPTIONS | scaling_options(config.router, BY_ONGOING)
     router = parts.bind(RouterDeployment, "Router", scaled, config, control, models)
     cache = parts.bind(CacheDeployment, "Cache", parts.OPTIONS, config, control, router, redis)
     return parts.ingress(config, control, wire, {"Cache": cache})

@@ -145,7 +145,7 @@ class Replicas(Section):
     max: PositiveInt = 1
     """Most replicas; not below ``min``."""
     target_queue_depth: PositiveFloat = 8
-    """Calls waiting for a slot, per replica, that autoscaling aims at."""
+    """Calls per replica that autoscaling aims at: for a model those waiting for a slot, elsewhere those in hand."""
 
     @model_validator(mode="after")
     def _max_reaches_min(self) -> Self:

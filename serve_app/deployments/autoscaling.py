@@ -17,6 +17,8 @@ QUEUE_DEPTH = "queue_depth"
 """Name under which a replica records the calls waiting in it."""
 
 
+BY_ONGOING = "ray.serve.autoscaling_policy:replica_queue_length_autoscaling_policy"
+"""Ray's own policy, on what a replica has in hand: for parts that hold no queue."""
 POLICY = "serve_app.deployments.autoscaling:queue_depth_policy"
 
 
@@ -42,8 +44,8 @@ def queue_depth_policy(ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     return max(ctx.capacity_adjusted_min_replicas, min(ctx.capacity_adjusted_max_replicas, wanted)), {}
 
 
-def scaling_options(replicas: Replicas) -> dict[str, Any]:
-    """Deployment options for that many replicas: fixed, or autoscaled on queue depth."""
+def scaling_options(replicas: Replicas, policy: str = POLICY) -> dict[str, Any]:
+    """Deployment options for that many replicas: fixed, or autoscaled by ``policy`` (by default on queue depth)."""
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.min}
     return {
@@ -54,6 +56,6 @@ def scaling_options(replicas: Replicas) -> dict[str, Any]:
             upscale_delay_s=2,
             downscale_delay_s=60,
             look_back_period_s=11,  # Ray wants it longer than its default interval between readings
-            policy=AutoscalingPolicy(policy_function=POLICY),  # type: ignore[no-untyped-call]
+            policy=AutoscalingPolicy(policy_function=policy),  # type: ignore[no-untyped-call]
         )
     }

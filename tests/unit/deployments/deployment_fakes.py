@@ -105,3 +105,44 @@ async def settle(turns: int = 20) -> None:
     """Let everything that can go on go on."""
     for _ in range(turns):
         await asyncio.sleep(0)
+
+
+class FakeStream:
+    """What a streaming handle returns: items in turn, raising those that are exceptions; ``"silence"`` never comes."""
+
+    def __init__(self, items) -> None:
+        self._items = list(items)
+        self.is_cancelled = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self._items:
+            raise StopAsyncIteration
+        item = self._items.pop(0)
+        if item == "silence":
+            await asyncio.Event().wait()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class FakeHandle:
+    """A handle of a deployment whose stream holds ``items``."""
+
+    deployment_name = "Model-x"
+
+    def __init__(self, *items) -> None:
+        self.stream = FakeStream(items)
+
+    def options(self, **options):
+        assert options == {"stream": True, "method_name": "run"}
+        return self
+
+    def remote(self, calls):
+        assert isinstance(calls, list)
+        return self.stream

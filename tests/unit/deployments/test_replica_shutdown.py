@@ -6,9 +6,8 @@ import gc
 from types import SimpleNamespace
 
 import pytest
-from deployment_fakes import app_config, settle
+from deployment_fakes import FakeHandle, app_config, settle
 from ray.exceptions import RayActorError
-from test_stage import FakeHandle
 
 from serve_app.deployments import replicas
 from serve_app.errors import ConfigError
