@@ -26,9 +26,10 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: one line for each thing that is wrong, as ``switchyard check`` words it.
     """
     config = load_app_config(args)
-    control = parts.control_plane(config)
+    redis = parts.embedded_redis(config)
+    control = parts.control_plane(config, redis)
     handles = parts.models(config, control)
-    if redis := parts.embedded_redis(config):
+    if redis:
         handles[EMBEDDED_REDIS] = redis
     return parts.ingress(config, control, wire, handles)
 

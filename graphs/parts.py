@@ -47,9 +47,9 @@ def deployment_names(config: AppConfig) -> tuple[str, ...]:
     return ("Ingress", "ControlPlane", *redis, *(model_deployment_name(model.name) for model in config.models))
 
 
-def control_plane(config: AppConfig) -> Application:
+def control_plane(config: AppConfig, redis: Application | None) -> Application:
     """The control plane: always one replica, also during an update."""
-    return bind(ControlPlaneDeployment, "ControlPlane", ONE_ONLY, config)
+    return bind(ControlPlaneDeployment, "ControlPlane", ONE_ONLY, config, redis)
 
 
 def embedded_redis(config: AppConfig) -> Application | None:

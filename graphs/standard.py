@@ -25,8 +25,9 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: one line for each thing that is wrong, as ``switchyard check`` words it.
     """
     config = load_app_config(args)
-    control = parts.control_plane(config)
-    models, redis = parts.models(config, control), parts.embedded_redis(config)
+    redis = parts.embedded_redis(config)
+    control = parts.control_plane(config, redis)
+    models = parts.models(config, control)
     scaled = parts.OPTIONS | scaling_options(config.router, BY_ONGOING)
     router = parts.bind(RouterDeployment, "Router", scaled, config, control, models)
     cache = parts.bind(CacheDeployment, "Cache", parts.OPTIONS, config, control, router, redis)

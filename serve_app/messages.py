@@ -6,13 +6,12 @@ never readings of a clock.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from serve_app.config import Policy
     from serve_app.core.breaker_messages import BreakerReply, BreakerReport
     from serve_app.errors import SwitchyardError
@@ -225,6 +224,28 @@ class OutcomeCount:
 
 
 @dataclass(frozen=True, slots=True)
+class Orders:
+    """What operators ordered while the system ran; of two orders about one thing the later holds.
+
+    Attributes:
+        pin: a level held whatever the readings or the policy say; ``None`` leaves the level to them.
+        pinned_at: Unix time of the order about the level; 0 when there was none.
+        forgotten: Unix time of the last order to forget a program's stored answers, by program.
+    """
+
+    pin: Level | None = None
+    pinned_at: float = 0.0
+    forgotten: Mapping[str, float] = field(default_factory=dict)
+
+    def merged(self, other: Orders) -> Orders:
+        """The later of both, order by order."""
+        later = self if self.pinned_at >= other.pinned_at else other
+        programs = self.forgotten.keys() | other.forgotten.keys()
+        times = {name: max(self.forgotten.get(name, 0.0), other.forgotten.get(name, 0.0)) for name in programs}
+        return Orders(later.pin, later.pinned_at, times)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a replica tells the control plane, a few times a second.
 
@@ -239,6 +260,8 @@ class Report:
         breakers: what this router tells of its models, by name; empty from whoever is no router.
         gauges: figures of this moment by name (queue depths, entries, bytes).
         metrics: the replica's Prometheus samples, as ``serve_app.adapters.telemetry`` writes them.
+        level: what it was last told; teaches a control plane that was born again, like ``orders``.
+        orders: what it was last told.
     """
 
     source: str
@@ -251,6 +274,8 @@ class Report:
     breakers: Mapping[str, BreakerReport] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     metrics: tuple[Any, ...] = ()
+    level: Level = Level.FULL
+    orders: Orders = Orders()
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +301,7 @@ class ModelHealth:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the control plane tells a replica; ``version`` grows whenever policy, level, reason or models change.
+    """What the control plane tells a replica; ``version`` grows whenever anything but ``breakers`` changes.
 
     Attributes:
         breakers: the replies to the breakers' reports of this very router, by model.
@@ -287,4 +312,5 @@ class Snapshot:
     level: Level = Level.FULL
     reason: str = ""
     models: Mapping[str, ModelHealth] = field(default_factory=dict)
+    orders: Orders = Orders()
     breakers: Mapping[str, BreakerReply] = field(default_factory=dict)

@@ -169,10 +169,15 @@ class ClusterBreaker:
         """The state as a dict of JSON's own types, for a next life; times are remaining seconds."""
         return snapshot_to_plain(self._breaker.snapshot())
 
-    def restore(self, data: object) -> bool:
-        """Go on where ``snapshot`` left off; False, and nothing done, when that is corrupt or older than this."""
+    def restore(self, data: object, age_s: float = 0.0) -> bool:
+        """Go on where ``snapshot`` left off; False, and nothing done, when that is corrupt or older than this.
+
+        Args:
+            data: what ``snapshot`` returned.
+            age_s: seconds since then.
+        """
         snapshot = snapshot_from_plain(data)
-        if snapshot is None or not self._breaker.restore(_bounded(snapshot, self._policy)):
+        if snapshot is None or not self._breaker.restore(_bounded(snapshot.aged(age_s), self._policy)):
             return False
         self._settle()
         return True

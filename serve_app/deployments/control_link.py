@@ -20,6 +20,7 @@ from ray.serve.exceptions import RayServeException
 from serve_app.adapters.system_stats import node_cpu, node_memory
 from serve_app.config import Policy
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport
+from serve_app.errors import SwitchyardError
 from serve_app.messages import Attempt, Outcome, OutcomeCount, Report, Snapshot
 
 if TYPE_CHECKING:
@@ -143,13 +144,19 @@ class ControlLink:
             self._task.cancel()
             self._task = None
 
-    async def ask(self, method: str) -> Any | None:  # noqa: ANN401 - what the method returns
-        """What the control plane answers to ``method``; ``None`` when it cannot be asked."""
+    async def ask(self, method: str, *args: object) -> Any | None:  # noqa: ANN401 - what the method returns
+        """What the control plane answers to ``method``; ``None`` when it cannot be asked.
+
+        Raises:
+            SwitchyardError: it refused the question.
+        """
         if self._handle is None:
             return None
         try:
             async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
-                return await getattr(self._handle, method).remote()
+                return await getattr(self._handle, method).remote(*args)
+        except SwitchyardError:
+            raise
         except (RayError, RayServeException, TimeoutError) as error:
             log.warning("control_plane.silent", extra={"method": method, "why": type(error).__name__})
             return None
@@ -192,6 +199,8 @@ class ControlLink:
             self._read_breakers(),
             {name: value for read in (_node, *self._gauges) for name, value in read().items()},
             self._telemetry.samples(),
+            self.snapshot.level,
+            self.snapshot.orders,
         )
 
     def _note_connection(self, *, is_connected: bool, why: str = "") -> None:

@@ -6,23 +6,26 @@ the health of each model over the sum of all reports, the level of service, and 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
 
 from serve_app.adapters.telemetry import Family, Labels, MetricsPage, gauge
-from serve_app.config import ModelConfig, Policy
+from serve_app.config import AppConfig, Policy
 from serve_app.config_check import load_policy
 from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import Clock
 from serve_app.core.cluster_breaker import ClusterBreaker
-from serve_app.core.degradation import DegradationController, Readings
+from serve_app.core.degradation import Decision, DegradationController, Readings
 from serve_app.core.outcomes import MEANINGS, BreakerEffect
 from serve_app.core.rolling_window import RollingQuantile, RollingSums, RollingWindow
-from serve_app.errors import ConfigError
-from serve_app.messages import BreakerState, ModelHealth, OutcomeCount, Report, Snapshot
+from serve_app.errors import ConfigError, InvalidInputs
+from serve_app.messages import BreakerState, Level, ModelHealth, Orders, OutcomeCount, Report, Snapshot
 
 log = logging.getLogger("switchyard.control_plane")
 
@@ -33,29 +36,54 @@ WARM_UP_S = 30.0
 STATE_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What outlives the process; ``written_at`` is Unix time, ``since_s`` counts up to it."""
+
+    written_at: float
+    breakers: dict[str, Any]
+    level: Level
+    reason: str
+    since_s: float
+    orders: Orders
+
+
+_STATE: Final = TypeAdapter(_State)
+
+
 class ControlPlane:
-    """Cluster-wide state: policy, health, level, metrics.
+    """Cluster-wide state: policy, health, level, metrics, and what operators ordered.
+
+    A control plane that was born again learns from the replicas' next reports what the one before had told them, and
+    from ``restore`` what it had written down.
 
     Args:
-        models: the configured models.
+        config: the application's topology.
         clock: monotonic seconds.
+        unix_clock: seconds since 1970, to tell orders apart over several lives.
     """
 
-    def __init__(self, models: Iterable[ModelConfig], *, clock: Clock = time.monotonic) -> None:
+    def __init__(self, config: AppConfig, *, clock: Clock = time.monotonic, unix_clock: Clock = time.time) -> None:
+        self.changed = asyncio.Event()
+        """Set whenever ``state`` has become worth writing down anew."""
         self._clock = clock
+        self._unix_clock = unix_clock
         self._started = clock()
         self._policy = policy = Policy()
         self._version = 1
         self._page = MetricsPage()
         self._reports: dict[str, tuple[float, Report]] = {}
-        names = [model.name for model in models]
+        names = [model.name for model in config.models]
+        self._programs = [program.name for program in config.programs]
         self._windows = {name: RollingWindow(policy.breaker.window_s, clock=clock) for name in names}
         self._breakers = {name: ClusterBreaker(policy.breaker, clock=clock) for name in names}
         self._controller = DegradationController(policy.degradation, clock=clock)
         self._calls = RollingSums(2, policy.degradation.window_s, clock=clock)
         self._latencies = RollingQuantile(policy.degradation.window_s, clock=clock)
         self._waits = RollingQuantile(policy.degradation.window_s, clock=clock)
+        self._orders = Orders()
         self._published: tuple[Any, ...] = ()
+        self._noted: tuple[Any, ...] = ()
 
     def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
         """Take a new policy; one that does not validate is refused and the old one stays.
@@ -69,7 +97,7 @@ class ControlPlane:
             log.error("policy.refused", extra={"problems": error.problems})  # noqa: TRY400 - the lines say it all
             raise
         self._policy = policy
-        self._controller.reconfigure(policy.degradation)
+        self._apply_pin()
         for window in self._windows.values():
             window.resize(policy.breaker.window_s)
         for breaker in self._breakers.values():
@@ -81,6 +109,8 @@ class ControlPlane:
     async def exchange(self, report: Report) -> Snapshot:
         """Take a replica's report; give it the snapshot."""
         now = self._clock()
+        if report.source not in self._reports:
+            self._learn(report)
         self._reports[report.source] = (now, report)
         self._page.update(report.source, report.metrics)
         self._forget_silent(now)
@@ -93,13 +123,120 @@ class ControlPlane:
             self._waits.add(wait_s)
         replies = {name: self._exchange_breaker(name, report) for name in report.breakers if name in self._breakers}
         self._judge_level()
+        self._note_change()
         return replace(self._snapshot(), breakers=replies)
+
+    # ── what operators order ─────────────────────────────────────────────────────────────────────────
+
+    async def isolate(self, model: str, reason: str) -> dict[str, Any]:
+        """Keep every call away from a model until ``reset``; returns its status.
+
+        Raises:
+            InvalidInputs: no model is called so.
+        """
+        self._breaker(model).isolate(f"isolated: {reason}")
+        log.warning("breaker.isolated", extra={"model": model, "reason": reason})
+        self._note_change()
+        return self._model_status(model)
+
+    async def reset(self, model: str) -> dict[str, Any]:
+        """Close a model's breaker everywhere and forget its failures; returns its status.
+
+        Raises:
+            InvalidInputs: no model is called so.
+        """
+        self._breaker(model).reset()
+        self._windows[model].clear()
+        log.warning("breaker.reset", extra={"model": model})
+        self._note_change()
+        return self._model_status(model)
+
+    async def pin(self, level: Level | None) -> dict[str, Any]:
+        """Hold a level whatever readings and policy say, or with ``None`` leave it to them; returns the level."""
+        self._order(Orders(pin=level, pinned_at=self._moment()))
+        log.warning("level.pinned", extra={"level": level})
+        self._judge_level()
+        self._note_change()
+        return self._level_status()
+
+    async def forget(self, program: str | None) -> dict[str, float]:
+        """Have every cache drop a program's stored answers, or with ``None`` everybody's; returns when each was told.
+
+        Raises:
+            InvalidInputs: no program is called so.
+        """
+        if program is not None and program not in self._programs:
+            raise InvalidInputs(f"no program is called {program!r}")
+        programs = self._programs if program is None else [program]
+        self._order(Orders(forgotten=dict.fromkeys(programs, self._moment())))
+        log.warning("cache.forgotten", extra={"program": program or "all"})
+        self._note_change()
+        return dict(self._orders.forgotten)
+
+    def _moment(self) -> float:
+        """Unix time, but later than every order so far, whatever became of the clock."""
+        return max(self._unix_clock(), *(t + 1e-3 for t in (self._orders.pinned_at, *self._orders.forgotten.values())))
+
+    def _order(self, orders: Orders) -> None:
+        self._orders = self._orders.merged(orders)
+        self._apply_pin()
+
+    def _apply_pin(self) -> None:
+        degradation = self._policy.degradation
+        if self._orders.pin is not None:
+            degradation = degradation.model_copy(update={"pin": self._orders.pin})
+        self._controller.reconfigure(degradation)
+
+    def _breaker(self, model: str) -> ClusterBreaker:
+        if model not in self._breakers:
+            raise InvalidInputs(f"no model is called {model!r}")
+        return self._breakers[model]
+
+    # ── from one life to the next ────────────────────────────────────────────────────────────────────
+
+    def state(self) -> dict[str, Any]:
+        """What the next life should know, as JSON's own types."""
+        level = self._controller.decision()
+        breakers = {name: breaker.snapshot() for name, breaker in self._breakers.items()}
+        state = _State(self._unix_clock(), breakers, level.level, level.reason, level.since_s, self._orders)
+        plain: dict[str, Any] = _STATE.dump_python(state, mode="json")
+        return plain
+
+    def restore(self, state: object) -> bool:
+        """Go on where ``state`` left off; False, and nothing done, when no control plane could have written it."""
+        try:
+            known = _STATE.validate_python(state)
+        except ValidationError:
+            return False
+        age_s = max(0.0, self._unix_clock() - known.written_at)
+        for name, breaker in self._breakers.items():
+            breaker.restore(known.breakers.get(name), age_s)
+        if known.level.rank > self._controller.decision().level.rank:
+            self._controller.restore(Decision(known.level, known.reason, known.since_s + age_s))
+        self._order(known.orders)
+        return True
+
+    def _learn(self, report: Report) -> None:
+        """Take over what a replica was told by an earlier life of this control plane."""
+        self._order(report.orders)
+        is_new_born = self._clock() - self._started < SILENCE_S
+        if is_new_born and report.level.rank > self._controller.decision().level.rank:
+            self._controller.restore(Decision(report.level, "as before a restart of the control plane", 0.0))
+
+    def _note_change(self) -> None:
+        """Set ``changed`` after anything that ``state`` tells, save for times that merely pass."""
+        breakers = [(breaker.state, breaker.generation) for breaker in self._breakers.values()]
+        told = (breakers, self._controller.decision().level, self._orders)
+        if told != self._noted:
+            self._noted = told
+            self.changed.set()
+
+    # ── what it tells ────────────────────────────────────────────────────────────────────────────────
 
     async def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` shows."""
-        decision = self._controller.decision()
         return {
-            "level": {"level": decision.level.value, "reason": decision.reason, "since_s": round(decision.since_s, 1)},
+            "level": self._level_status(),
             "models": {name: self._model_status(name) for name in self._windows},
             "replicas": self._replicas(),
             "queues": self._queue_depths(),
@@ -111,6 +248,10 @@ class ControlPlane:
     async def metrics(self) -> bytes:
         """The cluster's metrics in Prometheus' text format."""
         return self._page.render(self._cluster_gauges())
+
+    def _level_status(self) -> dict[str, Any]:
+        decision = self._controller.decision()
+        return {"level": decision.level.value, "reason": decision.reason, "since_s": round(decision.since_s, 1)}
 
     def _exchange_breaker(self, model: str, report: Report) -> BreakerReply:
         breaker = self._breakers[model]
@@ -149,11 +290,11 @@ class ControlPlane:
         decision = self._controller.decision()
         models = {name: self._health(name) for name in self._windows}
         states = [(health.state, health.generation, health.requests, health.failures) for health in models.values()]
-        content = (self._policy, decision.level, decision.reason, states)
+        content = (self._policy, decision.level, decision.reason, states, self._orders)
         if content != self._published:
             self._published = content
             self._version += 1
-        return Snapshot(self._version, self._policy, decision.level, decision.reason, models)
+        return Snapshot(self._version, self._policy, decision.level, decision.reason, models, self._orders)
 
     def _health(self, model: str) -> ModelHealth:
         """The cluster's breaker, over the calls of the whole window."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,6 +28,7 @@ from serve_app.config import AppConfig, ModelConfig
 from serve_app.deployments.autoscaling import QUEUE_DEPTH
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.control_memory import remember
 from serve_app.deployments.control_plane import ControlPlane
 from serve_app.deployments.http_api import build_api
 from serve_app.deployments.ingress import Ingress
@@ -196,16 +197,21 @@ class ModelDeployment(Holding, _Streaming, ModelReplica):
         return {QUEUE_DEPTH: self.queue_depth}
 
 
-class ControlPlaneDeployment(ControlPlane):
+class ControlPlaneDeployment(Holding, ControlPlane):
     """The control plane; ``user_config`` is its policy.
 
     Args:
         config: the application's topology.
+        redis: handle of the embedded Redis, when there is one.
     """
 
-    def __init__(self, config: AppConfig) -> None:
+    def __init__(self, config: AppConfig, redis: Handle | None) -> None:
         configure_logging("ControlPlane")
-        super().__init__(config.models)
+        super().__init__(config)
+        self._held = contextlib.AsyncExitStack()
+        application = serve.get_replica_context().app_name
+        remembering = remember(self, redis_addresses(config.cache.redis_url, redis), application)
+        self._held.callback(asyncio.get_running_loop().create_task(remembering).cancel)
 
 
 class EmbeddedRedisDeployment:
@@ -234,10 +240,20 @@ def model_stages(config: AppConfig, handles: Mapping[str, Handle]) -> dict[str, 
 
 async def follow_redis(cache: Cache, url: str | None, embedded: Handle | None) -> None:
     """Give the cache its shared level, and again when the embedded server has moved."""
+    async for found in redis_addresses(url, embedded):
+        retired, cache.redis = cache.redis, RedisStore(found)
+        if retired is not None:
+            await asyncio.sleep(REDIS_REFRESH_S)  # by then no call waits for it
+            await retired.aclose()
+
+
+async def redis_addresses(url: str | None, embedded: Handle | None) -> AsyncIterator[str]:
+    """Where the Redis is: nothing for none, one URL for a server of the team's, each new one of the embedded server."""
     if embedded is None:
-        cache.redis = RedisStore(url) if url else None
+        if url:
+            yield url
         return
-    known, retired = "", None
+    known = ""
     while True:
         try:
             found: str = await embedded.url.remote()
@@ -245,8 +261,6 @@ async def follow_redis(cache: Cache, url: str | None, embedded: Handle | None) -
             log.warning("embedded_redis.unknown", extra={"why": type(error).__name__})
         else:
             if found != known:
-                known, retired, cache.redis = found, cache.redis, RedisStore(found)
+                known = found
+                yield found
         await asyncio.sleep(REDIS_REFRESH_S)
-        if retired is not None:  # by now no call waits for it
-            await retired.aclose()
-            retired = None

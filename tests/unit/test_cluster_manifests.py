@@ -214,7 +214,7 @@ async def served_metrics() -> dict[str, set[str]]:
     telemetry.shed("full", "default")
     telemetry.batched(1)
     config = load(ROOT / "serve_config.yaml")["applications"][0]["args"]
-    plane = ControlPlane(AppConfig.model_validate(config).models)
+    plane = ControlPlane(AppConfig.model_validate(config))
     await plane.exchange(Report("r", "Model-m", gauges={"queue_depth": 1}, metrics=telemetry.samples()))
     page = MetricsPage()
     page.update("r", telemetry.samples())

@@ -19,7 +19,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def plane(clock) -> ControlPlane:
-    return ControlPlane(app_config().models, clock=clock)
+    return ControlPlane(app_config(), clock=clock)
 
 
 def router(source: str = "Router-1", **report) -> Report:

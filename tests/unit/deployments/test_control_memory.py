@@ -1,0 +1,105 @@
+"""The control plane's state on a real server: written when it changes, there for the next life, harmless when sick."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from deployment_fakes import app_config
+
+from serve_app.adapters.embedded_redis import EmbeddedRedis
+from serve_app.deployments import control_memory
+from serve_app.deployments.control_memory import ControlMemory, remember
+from serve_app.deployments.control_plane import ControlPlane
+from serve_app.messages import Level
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with EmbeddedRedis() as server:
+        yield server.url
+
+
+async def only(url: str) -> AsyncIterator[str]:
+    yield url
+
+
+@asynccontextmanager
+async def remembering(plane: ControlPlane, url: str, application: str = "app") -> AsyncIterator[None]:
+    task = asyncio.create_task(remember(plane, only(url), application))
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def stored(url: str, application: str = "app") -> object:
+    memory = ControlMemory(url, application)
+    try:
+        return await memory.load()
+    finally:
+        await memory.aclose()
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(5):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_new_life_goes_on_where_the_one_before_was_killed(url) -> None:
+    first, second = ControlPlane(app_config()), ControlPlane(app_config())
+    async with remembering(first, url):
+        await first.isolate("large", "testing")
+        await first.pin(Level.DEGRADED)
+
+        async def is_written() -> bool:
+            state = await stored(url)
+            return isinstance(state, dict) and state["orders"]["pin"] == "degraded"
+
+        await until(is_written)
+
+    async with remembering(second, url):
+
+        async def is_restored() -> bool:
+            return (await second.status())["level"]["level"] == "degraded"
+
+        await until(is_restored)
+    assert (await second.status())["models"]["large"]["reason"] == "isolated: testing"
+
+
+async def test_applications_on_one_server_do_not_share_a_state(url) -> None:
+    plane = ControlPlane(app_config())
+    await plane.pin(Level.MINIMAL)
+    async with remembering(plane, url, "one"):
+        await until(lambda: _is_there(url, "one"))
+    assert await stored(url, "two") is None
+
+
+async def _is_there(url: str, application: str) -> bool:
+    return await stored(url, application) is not None
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\x00", b"{", b"[1]", b"x" * 2_000_000])
+async def test_strange_bytes_are_no_state(url, data) -> None:
+    memory = ControlMemory(url, "strange")
+    await memory._redis.run(lambda redis: redis.set("switchyard-control:strange", data))
+    plane = ControlPlane(app_config())
+    assert plane.restore(await memory.load()) is False
+    await memory.aclose()
+
+
+async def test_a_server_that_is_not_there_is_no_memory_and_no_failure(tmp_path) -> None:
+    plane = ControlPlane(app_config())
+    async with remembering(plane, f"unix://{tmp_path}/nobody.sock"):
+        await plane.pin(Level.MINIMAL)
+        assert (await plane.status())["level"]["level"] == "minimal"
+
+
+async def test_a_server_that_comes_back_is_told(url, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(control_memory, "RETRY_S", 0.05)
+    plane, door = ControlPlane(app_config()), tmp_path / "valkey.sock"
+    async with remembering(plane, f"unix://{door}", "late"):
+        await plane.pin(Level.MINIMAL)
+        await asyncio.sleep(0.1)
+        door.symlink_to(url.removeprefix("unix://"))
+        await until(lambda: _is_there(url, "late"))
