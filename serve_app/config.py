@@ -112,6 +112,9 @@ class ProgramConfig(Section):
     """An output field or attribute in 0..1 that says how sure the program is."""
     resume: bool = True
     """Continue on the next model with the LM calls that were finished; false starts over."""
+    hedge_after_s: PositiveFloat | None = None
+    """Seconds after which the next model is asked as well and the first answer counts; paid from the retry budget. For
+    programs whose tools may run twice. Null never does."""
     cache: ProgramCache = ProgramCache()
     """How long answers are kept."""
     levels: Levels

@@ -35,17 +35,20 @@ class FallbackPlan:
 
     @property
     def attempts_left(self) -> int:
-        """Attempts that may still be made."""
+        """Attempts that may still begin."""
         return min(len(self._left), self._max_attempts - self._attempts)
 
     def skip(self, model: str) -> None:
         """Leave a model out without having asked it."""
         self._left.remove(model)
 
-    def record(self, model: str, outcome: Outcome) -> None:
-        """Count an attempt, and keep what its outcome leaves."""
+    def begin(self, model: str) -> None:
+        """Count an attempt at this model, which is not asked again."""
         self._attempts += 1
         self._left.remove(model)
+
+    def record(self, model: str, outcome: Outcome) -> None:
+        """Keep what the outcome of an attempt leaves."""
         match MEANINGS[outcome].next_route:
             case NextRoute.NONE:
                 self._left.clear()

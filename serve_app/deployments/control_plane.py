@@ -81,6 +81,8 @@ class ControlPlane:
         self._calls = RollingSums(2, policy.degradation.window_s, clock=clock)
         self._latencies = RollingQuantile(policy.degradation.window_s, clock=clock)
         self._waits = RollingQuantile(policy.degradation.window_s, clock=clock)
+        self._has_policy = False
+        self._policy_problems: tuple[str, ...] = ()
         self._orders = Orders()
         self._published: tuple[Any, ...] = ()
         self._noted: tuple[Any, ...] = ()
@@ -88,14 +90,21 @@ class ControlPlane:
     def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
         """Take a new policy; one that does not validate is refused and the old one stays.
 
+        Ray stops a replica whose ``reconfigure`` raises, and with it would go the old policy. So only the first one
+        raises; the problems of a later one are logged and shown in the status.
+
         Raises:
-            ConfigError: one line for each thing that is wrong.
+            ConfigError: there is no old one; one line for each thing that is wrong.
         """
         try:
             policy = load_policy(user_config)
         except ConfigError as error:
             log.error("policy.refused", extra={"problems": error.problems})  # noqa: TRY400 - the lines say it all
-            raise
+            if not self._has_policy:
+                raise
+            self._policy_problems = tuple(error.problems)
+            return
+        self._has_policy, self._policy_problems = True, ()
         self._policy = policy
         self._apply_pin()
         for window in self._windows.values():
@@ -243,6 +252,7 @@ class ControlPlane:
             "caches": self._sums("cache_"),
             "cost_usd": self._page.total("dspy_cost_usd_total"),
             "policy": self._policy.model_dump(mode="json"),
+            "policy_problems": list(self._policy_problems),
         }
 
     async def metrics(self) -> bytes:

@@ -47,6 +47,7 @@ class _Journey:
     deadline: float
     demand: Demand
     plan: FallbackPlan
+    begun: list[str] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     error: SwitchyardError | None = None
@@ -73,6 +74,7 @@ class Router:
         clock: Clock = time.monotonic,
     ) -> None:
         self._levels = {program.name: program.levels for program in config.programs}
+        self._hedge_after_s = {program.name: program.hedge_after_s for program in config.programs}
         self._default_model = config.default_model
         self._models = {model.name: model for model in config.models}
         self._windows = {model.name: model.context_window for model in config.models}
@@ -98,7 +100,7 @@ class Router:
         plan = FallbackPlan(route.models, self._windows, self._link.snapshot.policy.routing.max_attempts)
         journey = _Journey(call, deadline, demand, plan)
         while model_and_permit := self._next(journey):
-            result = await self._attempt(journey, *model_and_permit)
+            result = await self._ask(journey, *model_and_permit)
             if result.error is None:
                 return self._finished(journey, result)
             journey.error = result.error
@@ -114,14 +116,31 @@ class Router:
         }
         return demand, select(demand, level.models, facts, self._link.snapshot.policy.routing, self._default_model)
 
-    def _next(self, journey: _Journey) -> tuple[str, RoutePermit] | None:
+    async def _ask(self, journey: _Journey, model: str, permit: RoutePermit) -> Result:
+        """One attempt; where the program hedges, a second one beside it when it takes long. The first answer counts."""
+        hedge_after_s = self._hedge_after_s[journey.call.program]
+        if hedge_after_s is None:
+            return await self._attempt(journey, model, permit)
+        running = {asyncio.create_task(self._attempt(journey, model, permit))}
+        try:
+            done, _ = await asyncio.wait(running, timeout=hedge_after_s)
+            if not done and (hedge := self._next(journey, is_hedge=True)):
+                running.add(asyncio.create_task(self._attempt(journey, *hedge)))
+            return await _first_answer(running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _next(self, journey: _Journey, *, is_hedge: bool = False) -> tuple[str, RoutePermit] | None:
         """The next model that may be asked, with its breaker's permit."""
         if self._clock() >= journey.deadline:
             return None
         for model in journey.plan.models:
             permit = self._gates[model].admit()
             if isinstance(permit, RoutePermit):
-                if self._may_ask_again(journey, model):
+                if self._may_ask_again(journey, model, is_hedge=is_hedge):
+                    journey.plan.begin(model)
                     return model, permit
                 self._gates[model].release(permit)
                 return None
@@ -129,22 +148,24 @@ class Router:
             journey.plan.skip(model)
         return None
 
-    def _may_ask_again(self, journey: _Journey, model: str) -> bool:
-        """A first attempt is free; each further one is paid from the retry budget."""
-        if not journey.attempts:
+    def _may_ask_again(self, journey: _Journey, model: str, *, is_hedge: bool) -> bool:
+        """A first attempt is free; each further one, also one beside it, is paid from the retry budget."""
+        if not journey.begun:
             self._budget.deposit()
-            return True
-        if not self._budget.withdraw():
-            journey.refusals.append(Refusal(1.0, "retry_budget"))
+        elif not self._budget.withdraw():
+            if not is_hedge:
+                journey.refusals.append(Refusal(1.0, "retry_budget"))
             return False
-        last = journey.attempts[-1]
-        self._telemetry.fell_back(journey.call.program, last.model, model, last.outcome)
+        else:
+            reason = "hedge" if is_hedge else journey.attempts[-1].outcome
+            self._telemetry.fell_back(journey.call.program, journey.begun[-1], model, reason)
+        journey.begun.append(model)
         return True
 
     async def _attempt(self, journey: _Journey, model: str, permit: RoutePermit) -> Result:
         started = self._clock()
         remaining_s = journey.deadline - started
-        timeout_s = attempt_timeout_s(remaining_s, journey.plan.attempts_left, self._models[model].latency_s)
+        timeout_s = attempt_timeout_s(remaining_s, 1 + journey.plan.attempts_left, self._models[model].latency_s)
         call = replace(journey.call, model=model, remaining_s=timeout_s, journal=journey.journal)
         try:
             async with asyncio.timeout(min(timeout_s + REPLY_GRACE_S, remaining_s)):
@@ -153,6 +174,7 @@ class Router:
             result = Result(call.id, error=UpstreamError(f"{model} did not answer in time", outcome=Outcome.TIMEOUT))
         except asyncio.CancelledError:
             self._gates[model].release(permit)
+            journey.attempts.append(Attempt(model, Outcome.CANCELLED, self._clock() - started))
             raise
         self._learn(journey, model, permit, result, self._clock() - started)
         return result
@@ -180,7 +202,7 @@ class Router:
         attempts = tuple(journey.attempts)
         return replace(
             result,
-            model=attempts[-1].model if attempts else "",
+            model=next((attempt.model for attempt in result.attempts or attempts[-1:]), ""),
             level=journey.call.level,
             attempts=attempts,
             usage=sum((attempt.usage for attempt in attempts), Usage()),
@@ -222,6 +244,17 @@ class Router:
         for gate in self._gates.values():
             gate.reconfigure(snapshot.policy.breaker)
         self._budget.reconfigure(snapshot.policy.retry)
+
+
+async def _first_answer(running: set[asyncio.Task[Result]]) -> Result:
+    """The first result without an error; when none is, the last one."""
+    pending = running
+    while True:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        results = [task.result() for task in done]
+        answer = next((result for result in results if result.error is None), None)
+        if answer is not None or not pending:
+            return answer or results[-1]
 
 
 def _is_down(error: SwitchyardError) -> bool:

@@ -51,6 +51,7 @@ class Cluster:
     base: str
     process: psutil.Process
     log: Path
+    file: Path
 
     GRAPHS = ("standard", "compact")
 
@@ -77,7 +78,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def config(port: int, provider_url: str) -> dict[str, Any]:
-    """Both graphs over the same programs and models; thresholds small enough for tests to see them act."""
+    """Both graphs over the same programs and models; thresholds small enough for tests to see them act.
+
+    Graph ``compact`` has no Redis.
+    """
     document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     application = document["applications"][0]
     args = application["args"]
@@ -96,6 +100,7 @@ def config(port: int, provider_url: str) -> dict[str, Any]:
     policy["degradation"]["pin"] = "full"
     compact = application | {
         "name": "compact",
+        "args": args | {"cache": args.get("cache", {}) | {"redis_url": None}},
         "route_prefix": "/compact",
         "import_path": "graphs.compact:build",
     }
@@ -116,7 +121,7 @@ def running(file: Path, port: int, *options: str, log: Path) -> Iterator[Cluster
             command, cwd=ROOT, stdout=output, stderr=output, env=environment, start_new_session=True
         )
     process = psutil.Process(started.pid)
-    cluster = Cluster(f"http://127.0.0.1:{port}", process, log)
+    cluster = Cluster(f"http://127.0.0.1:{port}", process, log, file)
     try:
         wait_until_ready(cluster)
         yield cluster

@@ -13,10 +13,15 @@ def plan(max_attempts: int = 10) -> FallbackPlan:
     return FallbackPlan("abcd", WINDOWS, max_attempts)
 
 
+def ended(made: FallbackPlan, model: str, outcome: Outcome) -> None:
+    made.begin(model)
+    made.record(model, outcome)
+
+
 @pytest.mark.parametrize("outcome", Outcome)
 def test_each_outcome_leaves_what_the_table_says(outcome) -> None:
     made = plan()
-    made.record("a", outcome)
+    ended(made, "a", outcome)
     left = {
         NextRoute.NONE: "",
         NextRoute.ANY: "bcd",
@@ -28,9 +33,9 @@ def test_each_outcome_leaves_what_the_table_says(outcome) -> None:
 
 def test_bad_output_escalates_once_in_a_call() -> None:
     made = plan()
-    made.record("a", Outcome.BAD_OUTPUT)
-    made.record("b", Outcome.TIMEOUT)
-    made.record("c", Outcome.BAD_OUTPUT)
+    ended(made, "a", Outcome.BAD_OUTPUT)
+    ended(made, "b", Outcome.TIMEOUT)
+    ended(made, "c", Outcome.BAD_OUTPUT)
     assert made.models == ()
 
 
@@ -38,6 +43,15 @@ def test_attempts_are_bounded_and_skipping_is_none() -> None:
     made = plan(max_attempts=2)
     made.skip("a")
     assert (made.models, made.attempts_left) == (("b", "c", "d"), 2)
-    made.record("b", Outcome.TIMEOUT)
-    made.record("c", Outcome.TIMEOUT)
+    ended(made, "b", Outcome.TIMEOUT)
+    ended(made, "c", Outcome.TIMEOUT)
     assert (made.models, made.attempts_left) == ((), 0)
+
+
+def test_a_model_that_was_begun_is_not_offered_again_while_it_runs() -> None:
+    made = plan(max_attempts=2)
+    made.begin("a")
+    assert made.models == ("b", "c", "d")
+    assert made.attempts_left == 1
+    made.begin("b")
+    assert made.models == ()

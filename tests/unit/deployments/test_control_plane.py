@@ -51,9 +51,17 @@ async def test_the_version_grows_only_when_something_changed(plane) -> None:
 
 async def test_a_bad_policy_is_refused_and_the_old_one_stays(plane) -> None:
     plane.reconfigure({"routing": {"strategy": "quality"}})
+    plane.reconfigure({"routing": {"stratgy": "cost"}})  # raising would have Ray end the replica
+    assert (await plane.exchange(router())).policy.routing.strategy == "quality"
+    (problem,) = (await plane.status())["policy_problems"]
+    assert "routing.stratgy: unknown key; did you mean 'strategy'" in problem
+    plane.reconfigure({"routing": {"strategy": "latency"}})
+    assert (await plane.status())["policy_problems"] == []
+
+
+async def test_a_bad_first_policy_does_not_start(plane) -> None:
     with pytest.raises(ConfigError, match=r"routing\.stratgy: unknown key; did you mean 'strategy'"):
         plane.reconfigure({"routing": {"stratgy": "cost"}})
-    assert (await plane.exchange(router())).policy.routing.strategy == "quality"
 
 
 async def test_a_pin_holds_a_level(plane) -> None:
