@@ -103,7 +103,7 @@ def process(target: Callable[..., None], *args: str) -> Iterator[Connection]:
         child.join()
 
 
-def answer_of(pipe: Connection) -> Any:  # noqa: ANN401 - whatever the process sends
+def answer_of(pipe: Connection) -> Any:
     if not pipe.poll(PATIENCE_S):
         raise RuntimeError(f"a process of the benchmark said nothing for {PATIENCE_S} s")
     return pipe.recv()

@@ -133,7 +133,7 @@ class _Generator:
         }
         for tries in range(1, self._load.retries + 2):
             status, model = await self._ask(body)
-            if status not in (0, 429) and status < 500:  # noqa: PLR2004 - every error of the server
+            if status not in (0, 429) and status < 500:
                 break
             if tries <= self._load.retries:
                 await asyncio.sleep(self._load.retry_wait_s)

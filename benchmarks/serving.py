@@ -85,7 +85,7 @@ def _wait_for(url: str) -> None:
     give_up = time.monotonic() + READY_S
     while time.monotonic() < give_up:
         with suppress(httpx.TransportError):
-            if httpx.get(url, timeout=5).status_code < 400:  # noqa: PLR2004 - every error status
+            if httpx.get(url, timeout=5).status_code < 400:
                 return
         time.sleep(0.2)
     raise TimeoutError(f"{url} did not get ready within {READY_S} s")

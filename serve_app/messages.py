@@ -257,6 +257,7 @@ class Report:
         failed_calls: those of them that failed for a reason of ours.
         latencies_s: how long these calls took; a sample when there were many.
         waits_s: how long calls waited for a model slot; a sample when there were many.
+        denials: what providers said when they denied access since then, by model; only a person can mend it.
         breakers: what this router tells of its models, by name; empty from whoever is no router.
         gauges: figures of this moment by name (queue depths, entries, bytes).
         metrics: the replica's Prometheus samples, as ``serve_app.adapters.telemetry`` writes them.
@@ -271,6 +272,7 @@ class Report:
     failed_calls: int = 0
     latencies_s: tuple[float, ...] = ()
     waits_s: tuple[float, ...] = ()
+    denials: Mapping[str, str] = field(default_factory=dict)
     breakers: Mapping[str, BreakerReport] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     metrics: tuple[Any, ...] = ()

@@ -47,6 +47,7 @@ class _Pending:
     failed_calls: int = 0
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+    denials: dict[str, str] = field(default_factory=dict)
 
     def add(self, outcome: OutcomeCount) -> None:
         key = (outcome.model, outcome.outcome)
@@ -62,6 +63,7 @@ class _Pending:
         self.failed_calls += later.failed_calls
         self.latencies_s += later.latencies_s
         self.waits_s += later.waits_s
+        self.denials |= later.denials
 
 
 def _ignore(_: Mapping[str, BreakerReply]) -> None:
@@ -133,6 +135,10 @@ class ControlLink:
         """Put a call's wait for a slot into the next report."""
         self._pending.waits_s.append(wait_s)
 
+    def denied(self, model: str, why: str) -> None:
+        """Put a provider's denial of access into the next report."""
+        self._pending.denials[model] = why
+
     def start(self) -> None:
         """Begin to exchange; needs a running loop."""
         if self._handle is not None and self._task is None:
@@ -196,6 +202,7 @@ class ControlLink:
             pending.failed_calls,
             tuple(pending.latencies_s),
             tuple(pending.waits_s),
+            pending.denials,
             self._read_breakers(),
             {name: value for read in (_node, *self._gauges) for name, value in read().items()},
             self._telemetry.samples(),

@@ -25,7 +25,7 @@ from serve_app.core.degradation import Decision, DegradationController, Readings
 from serve_app.core.outcomes import MEANINGS, BreakerEffect
 from serve_app.core.rolling_window import RollingQuantile, RollingSums, RollingWindow
 from serve_app.errors import ConfigError, InvalidInputs
-from serve_app.messages import BreakerState, Level, ModelHealth, Orders, OutcomeCount, Report, Snapshot
+from serve_app.messages import BreakerState, Level, ModelHealth, Orders, Outcome, OutcomeCount, Report, Snapshot
 
 log = logging.getLogger("switchyard.control_plane")
 
@@ -84,6 +84,7 @@ class ControlPlane:
         self._has_policy = False
         self._policy_problems: tuple[str, ...] = ()
         self._orders = Orders()
+        self._denials: dict[str, str] = {}
         self._published: tuple[Any, ...] = ()
         self._noted: tuple[Any, ...] = ()
 
@@ -125,6 +126,7 @@ class ControlPlane:
         self._forget_silent(now)
         for outcome in report.outcomes:
             self._observe(outcome)
+        self._denials |= report.denials
         self._calls.add(report.calls, report.failed_calls)
         for latency_s in report.latencies_s:
             self._latencies.add(latency_s)
@@ -314,10 +316,11 @@ class ControlPlane:
     def _model_status(self, model: str) -> dict[str, Any]:
         health = self._health(model)
         counts = self._windows[model].counts()
+        why = self._denials.get(model) if health.reason == Outcome.DENIED else None
         return {
             "breaker": health.state.value,
             "healthy": health.state is BreakerState.CLOSED,
-            "reason": health.reason,
+            "reason": f"{health.reason}: {why}" if why else health.reason,
             "retry_after_s": round(health.retry_after_s, 1),
             "requests": health.requests,
             "failures": health.failures,

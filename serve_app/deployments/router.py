@@ -149,10 +149,13 @@ class Router:
         return None
 
     def _may_ask_again(self, journey: _Journey, model: str, *, is_hedge: bool) -> bool:
-        """A first attempt is free; each further one, also one beside it, is paid from the retry budget."""
+        """A first attempt is free, and so is a call's first fallback from a model that nobody asks any more.
+
+        Each further attempt, and one beside another, is paid from the retry budget.
+        """
         if not journey.begun:
             self._budget.deposit()
-        elif not self._budget.withdraw():
+        elif not (self._is_free(journey) and not is_hedge) and not self._budget.withdraw():
             if not is_hedge:
                 journey.refusals.append(Refusal(1.0, "retry_budget"))
             return False
@@ -161,6 +164,9 @@ class Router:
             self._telemetry.fell_back(journey.call.program, journey.begun[-1], model, reason)
         journey.begun.append(model)
         return True
+
+    def _is_free(self, journey: _Journey) -> bool:
+        return len(journey.begun) == 1 and self._gates[journey.begun[0]].refusal() is not None
 
     async def _attempt(self, journey: _Journey, model: str, permit: RoutePermit) -> Result:
         started = self._clock()
@@ -195,6 +201,7 @@ class Router:
             self._recent.observe(journey.call.program, model, attempt.usage, latency_s, estimated_input_tokens=tokens)
         elif MEANINGS[outcome].is_operator_error:
             log.error("model.denied", extra={"model": model, "why": str(result.error)})
+            self._link.denied(model, str(result.error))
 
     @staticmethod
     def _finished(journey: _Journey, result: Result) -> Result:

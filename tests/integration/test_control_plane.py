@@ -85,6 +85,7 @@ def test_a_killed_control_plane_loses_no_call_and_no_open_breaker(cluster, provi
     (victim,) = cluster.pids_of("ControlPlane", APPLICATIONS[graph])
     with Callers(cluster, graph, unique()) as callers:
         until(lambda: breaker(cluster, graph) == "open", 10, "the breaker opens")
+        assert "HTTP 401" in status(cluster, graph)["models"]["large"]["reason"]
         os.kill(victim, signal.SIGKILL)
         until(
             lambda: cluster.pids_of("ControlPlane", APPLICATIONS[graph]) not in ([], [victim]), 60, "another one runs"

@@ -90,13 +90,15 @@ async def test_a_busy_cpu_does_not_count_while_the_cluster_starts(plane, clock) 
 async def test_status_shows_the_worst_breaker_queues_and_replicas(plane) -> None:
     gate = RouteGate(BreakerPolicy(), clock=ManualClock())
     gate.record(gate.admit(), Outcome.DENIED, 0.1)
-    snapshot = await plane.exchange(router("Router-1", breakers={"large": gate.report()}))
+    why = {"large": "the model's provider denied access (HTTP 401)"}
+    snapshot = await plane.exchange(router("Router-1", breakers={"large": gate.report()}, denials=why))
     gate.apply(snapshot.breakers["large"])
     for source in ("a", "b"):
         await plane.exchange(Report(source, "Model-large", gauges={"queue_depth": 3.0}))
     status = await plane.status()
     assert status["models"]["large"]["breaker"] == "open"
     assert status["models"]["large"]["healthy"] is False
+    assert status["models"]["large"]["reason"] == "denied: the model's provider denied access (HTTP 401)"
     assert status["queues"] == {"Model-large": 6.0}
     assert status["replicas"] == {"Model-large": 2, "Router": 1}
 

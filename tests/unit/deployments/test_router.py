@@ -202,8 +202,9 @@ async def test_second_attempts_are_paid_from_the_budget() -> None:
 async def test_the_first_fallback_of_an_open_primary_costs_nothing() -> None:
     policy = Policy(retry=RetryPolicy(budget_ratio=0, budget_floor_per_s=0))
     bench = Bench(policy, large=end(Outcome.DENIED))
-    assert (await bench.ask(1)).error is not None
-    assert (await bench.ask(2)).model == "medium"
+    assert (await bench.ask(1)).model == "medium", "it is open by the time of the fallback"
+    assert (await bench.ask(2)).model == "medium", "it is open before the call"
+    assert bench.asked() == {"large": 1, "medium": 2}
 
 
 async def test_an_expired_call_is_never_started() -> None:
@@ -239,3 +240,18 @@ async def test_a_new_policy_holds_for_the_next_call() -> None:
     bench.link.snapshot = snapshot
     bench.router._reconfigure(snapshot)
     assert (await bench.ask()).model == "small"
+
+
+async def test_a_burst_that_finds_the_primary_dead_is_answered_by_the_fallback_to_the_last_call() -> None:
+    bench = Bench(Policy(), large=end(Outcome.SERVER_ERROR))
+    results = await run_all(bench.router, *(call(number, options=HARD) for number in range(200)))
+    assert {result.model for result in results.values()} == {"medium"}
+    assert all(result.error is None for result in results.values())
+
+
+async def test_a_call_falls_back_for_nothing_only_once() -> None:
+    policy = Policy(retry=RetryPolicy(budget_ratio=0, budget_floor_per_s=0), breaker=BreakerPolicy(minimum_calls=1))
+    bench = Bench(policy, large=end(Outcome.SERVER_ERROR), medium=end(Outcome.SERVER_ERROR))
+    result = await bench.ask()
+    assert isinstance(result.error, NoRoute)
+    assert bench.asked() == {"large": 1, "medium": 1}
