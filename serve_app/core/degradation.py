@@ -48,6 +48,9 @@ class Readings:
     queue_wait_s: float | None = None
 
 
+_CAUSES: Final = frozenset({*Readings.__dataclass_fields__, "pinned"})
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The level of service.
@@ -61,6 +64,12 @@ class Decision:
     level: Level
     reason: str
     since_s: float
+
+    @property
+    def cause(self) -> str:
+        """The reason as one of a few words, for a metric's label: a reading's name, ``pinned`` or ``other``."""
+        word = self.reason.partition(" ")[0]
+        return word if word in _CAUSES else "other"
 
 
 class DegradationController:

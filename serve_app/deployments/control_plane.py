@@ -354,11 +354,14 @@ class ControlPlane:
             (("model", name),): STATE_RANK[self._health(name).state] for name in self._windows
         }
         depths: dict[Labels, float] = {(("deployment", name),): depth for name, depth in self._queue_depths().items()}
-        level: dict[Labels, float] = {(): self._controller.decision().level.rank}
+        decision = self._controller.decision()
+        level: dict[Labels, float] = {(): decision.level.rank}
+        cause: dict[Labels, float] = {(("cause", decision.cause),): 1.0} if decision.reason else {}
         return (
             gauge("dspy_breaker_state", "0 closed, 1 half-open, 2 open.", breakers),
             gauge("dspy_queue_depth", "Calls waiting for a slot.", depths),
             gauge("dspy_degradation_level", "0 full, 1 degraded, 2 minimal.", level),
+            gauge("dspy_degradation_cause", "1 for what holds the present level.", cause),
         )
 
     def _forget_silent(self, now: float) -> None:

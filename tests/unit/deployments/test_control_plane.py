@@ -75,6 +75,9 @@ async def test_failing_calls_lower_the_level_and_say_why(plane, clock) -> None:
     assert snapshot.level is Level.MINIMAL
     assert "error_rate" in snapshot.reason
     assert (await plane.status())["level"]["level"] == "minimal"
+    page = (await plane.metrics()).decode()
+    assert "dspy_degradation_level 2.0" in page
+    assert 'dspy_degradation_cause{cause="error_rate"} 1.0' in page
 
 
 async def test_a_busy_cpu_does_not_count_while_the_cluster_starts(plane, clock) -> None:
