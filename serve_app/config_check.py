@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from serve_app.adapters.operator_key import read_operator_key
 from serve_app.config import AppConfig, LevelConfig, Policy, ProgramConfig, Section
 from serve_app.config_lines import read_document
 from serve_app.config_problem import Key, Problem, from_pydantic, unknown
@@ -162,6 +163,13 @@ def _load_problems(program: ProgramConfig, base_dir: Path) -> tuple[str, ...]:
     return ()
 
 
+def _operator_key(variables: Mapping[str, str]) -> Iterator[Problem]:
+    try:
+        read_operator_key(variables)
+    except ConfigError as error:
+        yield from (Problem((), text) for text in error.problems)
+
+
 def check_file(path: Path) -> tuple[Problem, ...]:
     """Every mistake of a ``serve_config.yaml``, Ray's own levels included, in the order of its lines."""
     document = read_document(path)
@@ -170,6 +178,6 @@ def check_file(path: Path) -> tuple[Problem, ...]:
     from serve_app.config_apps import check_applications  # noqa: PLC0415 - Ray is slow to import
     from serve_app.config_serve import check_serve  # noqa: PLC0415 - Ray is slow to import
 
-    found = [*check_serve(document.value), *check_applications(document.value)]
+    found = [*check_serve(document.value), *check_applications(document.value), *_operator_key(os.environ)]
     located = [document.locate(problem) for problem in found]
     return tuple(sorted(located, key=lambda problem: problem.line))

@@ -4,8 +4,11 @@
     ├── RejectedError               nothing ran; asking again costs nothing
     │   ├── InvalidInputs           422 invalid_inputs
     │   │   ├── UnknownProgram      404 unknown_program
+    │   │   ├── UnknownModel        404 unknown_model
     │   │   ├── TooLarge            413 too_large
     │   │   └── UnsupportedMediaType 415 unsupported_media_type
+    │   ├── KeyRequired             401 key_required
+    │   ├── Forbidden               403 forbidden
     │   ├── Overloaded              429 shed
     │   │   └── RateLimited         429 rate_limited
     │   └── NoRoute                 503 no_route
@@ -17,6 +20,7 @@
     │   └── ProgramError            500 program_error
     ├── DeadlineExceeded            504 deadline_exceeded
     ├── ClientClosed                499 client_closed
+    ├── ControlPlaneUnreachable     503 control_plane_unreachable
     └── ConfigError                 never crosses HTTP
 
 Every field goes positionally to ``super().__init__``: that is what makes an exception survive pickling,
@@ -96,6 +100,14 @@ class UnknownProgram(InvalidInputs):
     title = "Unknown program"
 
 
+class UnknownModel(InvalidInputs):
+    """No model of that name is configured."""
+
+    code = "unknown_model"
+    status = 404
+    title = "Unknown model"
+
+
 class TooLarge(InvalidInputs):
     """The body exceeds ``limits.max_body_bytes``."""
 
@@ -110,6 +122,22 @@ class UnsupportedMediaType(InvalidInputs):
     code = "unsupported_media_type"
     status = 415
     title = "Unsupported media type"
+
+
+class KeyRequired(RejectedError):
+    """An operator key is set, and the request brings none that can be read."""
+
+    code = "key_required"
+    status = 401
+    title = "Operator key required"
+
+
+class Forbidden(RejectedError):
+    """The key is not the right one, or there is none and the request may come from another machine."""
+
+    code = "forbidden"
+    status = 403
+    title = "Not allowed"
 
 
 class Overloaded(RejectedError):
@@ -214,6 +242,15 @@ class ClientClosed(SwitchyardError):
     code = "client_closed"
     status = 499
     title = "Client closed request"
+
+
+class ControlPlaneUnreachable(SwitchyardError):
+    """An order could not be given, or whether it arrived is not known; giving it again does no harm."""
+
+    code = "control_plane_unreachable"
+    status = 503
+    title = "Control plane unreachable"
+    retryable = True
 
 
 class ConfigError(SwitchyardError):

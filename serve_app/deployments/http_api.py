@@ -16,14 +16,16 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from serve_app.core.cache_policy import parse_cache_control
+from serve_app.core.operator_access import OperatorAccess
 from serve_app.deployments.console import add_console
+from serve_app.deployments.http_body import read_body
 from serve_app.deployments.http_problems import problem, problem_response, to_json
-from serve_app.deployments.openapi import add_program_types, describe, describe_in_full
+from serve_app.deployments.openapi import add_operator_types, add_program_types, describe, describe_in_full
+from serve_app.deployments.operator_api import add_operator_api, caller_of
 from serve_app.deployments.reply import cache_status_header, reply
-from serve_app.errors import ClientClosed, SwitchyardError, TooLarge, UnsupportedMediaType
+from serve_app.errors import SwitchyardError
 from serve_app.messages import CacheStatus
 
 if TYPE_CHECKING:
@@ -32,12 +34,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("switchyard.http")
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_JSON_TYPE = re.compile(r"application/(json|[\w.+-]+\+json)\s*(;.*)?", re.IGNORECASE)
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def build_api(ingress: Ingress) -> FastAPI:
+def build_api(ingress: Ingress, access: OperatorAccess | None = None) -> FastAPI:
     """The ASGI application over one ingress; made on the replica, from its configuration.
+
+    Operators are whom ``access`` lets through: nobody unless it is given.
 
     ``X-Request-ID`` is Ray Serve's: it takes the caller's or makes one, hands it to us and sets it on the response.
     """
@@ -45,7 +48,9 @@ def build_api(ingress: Ingress) -> FastAPI:
     api = FastAPI(title="Switchyard", version=version, docs_url=None, redoc_url=None, openapi_url=None)
     _add_errors(api)
     _add_programs(api, ingress)
-    _add_operations(api, ingress)
+    access = access or OperatorAccess()
+    _add_operations(api, ingress, access)
+    add_operator_api(api, ingress, access)
     _add_docs(api, ingress)
     return api
 
@@ -54,32 +59,6 @@ def request_id_of(request: Request) -> str:
     """The caller's ``X-Request-ID`` when it is printable and short, else a new one."""
     given = request.headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, never holding more than ``max_bytes`` of it.
-
-    Raises:
-        UnsupportedMediaType: it is not JSON.
-        TooLarge: it is larger than that.
-        ClientClosed: the client went away before it was all there.
-    """
-    content_type = request.headers.get("content-type", "")
-    if not _JSON_TYPE.fullmatch(content_type):
-        raise UnsupportedMediaType("send content-type: application/json")
-    declared = request.headers.get("content-length", "0")
-    too_large = TooLarge(f"the body may have at most {max_bytes} bytes")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise too_large
-    except ClientDisconnect as error:
-        raise ClientClosed("the client went away while it was sending") from error
-    return bytes(body)
 
 
 def _add_errors(api: FastAPI) -> None:
@@ -162,7 +141,7 @@ async def _read(
         raise
 
 
-def _add_operations(api: FastAPI, ingress: Ingress) -> None:
+def _add_operations(api: FastAPI, ingress: Ingress, access: OperatorAccess) -> None:
     @api.get("/health", summary="Alive", tags=["operations"])
     async def health() -> Response:
         return _json({"status": "ok"})
@@ -173,8 +152,11 @@ def _add_operations(api: FastAPI, ingress: Ingress) -> None:
         return _json({"ready": is_ready}, 200 if is_ready else 503)
 
     @api.get("/v1/status", summary="What the system is doing", tags=["operations"])
-    async def status() -> Response:
-        return _json(await ingress.status())
+    async def status(request: Request) -> Response:
+        shown = await ingress.status()
+        if not access.allows(caller_of(request)):
+            shown.pop("policy", None)  # configuration is the operator's; what the system does is everybody's
+        return _json(shown)
 
     @api.get("/metrics", summary="Prometheus metrics of the whole cluster", tags=["operations"])
     async def metrics() -> Response:
@@ -186,6 +168,7 @@ def _add_operations(api: FastAPI, ingress: Ingress) -> None:
 def _add_docs(api: FastAPI, ingress: Ingress) -> None:
     api.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
     document = add_program_types(get_openapi(title=api.title, version=api.version, routes=api.routes), ingress.programs)
+    add_operator_types(document)
 
     @api.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:

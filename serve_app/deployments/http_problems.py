@@ -9,10 +9,11 @@ from typing import Any
 import orjson
 from fastapi import Response
 
-from serve_app.errors import SwitchyardError
+from serve_app.errors import KeyRequired, SwitchyardError
 from serve_app.messages import Attempt
 
 PROBLEM_TYPE = "application/problem+json"
+CHALLENGE = 'Bearer realm="switchyard operator"'
 
 
 def to_json(payload: object) -> bytes:
@@ -61,8 +62,8 @@ def problem(error: SwitchyardError, request_id: str) -> dict[str, Any]:
 
 
 def problem_response(error: SwitchyardError, request_id: str) -> Response:
-    """The response for an error; ``Retry-After`` in whole seconds, rounded up (RFC 9110 §10.2.3)."""
-    headers = {}
+    """The response for an error; ``Retry-After`` in whole seconds, rounded up (RFC 9110 §10.2.3); 401 with its challenge."""
+    headers = {"WWW-Authenticate": CHALLENGE} if isinstance(error, KeyRequired) else {}
     if error.retry_after_s is not None and math.isfinite(error.retry_after_s):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     return Response(to_json(problem(error, request_id)), error.status, headers, PROBLEM_TYPE)

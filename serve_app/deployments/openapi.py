@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.json_schema import models_json_schema
 
 from serve_app.adapters.dspy_program import Program
+from serve_app.deployments.operator_api import BODIES
 from serve_app.deployments.requests import OptionsBody
 from serve_app.messages import Level
 
@@ -115,6 +116,29 @@ def add_program_types(document: dict[str, Any], programs: Mapping[str, Program])
             "4XX": {"description": "Refused; nothing ran."} | problem,
             "5XX": {"description": "It did not work out."} | problem,
         }
+    return document
+
+
+def add_operator_types(document: dict[str, Any]) -> dict[str, Any]:
+    """Give the operator's routes their bodies, their problems and the key."""
+    references, definitions = models_json_schema([(body, "validation") for body in BODIES.values()], ref_template=_REF)
+    components = document["components"]
+    components["schemas"].update(definitions["$defs"])
+    components["securitySchemes"] = {"operator": {"type": "http", "scheme": "bearer"}}
+    problem = _content("application/problem+json", {"$ref": _REF.format(model=Problem.__name__)})
+    for path, operations in document["paths"].items():
+        for method, route in operations.items():
+            if "operator" not in route.get("tags", ()):
+                continue
+            route["security"] = [{"operator": []}, {}]  # from this machine it may go without
+            route["responses"] = {
+                "200": {"description": "Done; what it is now."} | _content("application/json", {"type": "object"}),
+                "4XX": {"description": "Refused; nothing changed."} | problem,
+                "503": {"description": "The control plane cannot be asked."} | problem,
+            }
+            if (body := BODIES.get((path, method))) is not None:
+                schema = references[body, "validation"]
+                route["requestBody"] = {"required": True} | _content("application/json", schema)
     return document
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,12 @@ from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import Program, load_program
 from serve_app.adapters.embedded_redis import EmbeddedRedis
 from serve_app.adapters.json_log import configure_logging
+from serve_app.adapters.operator_key import read_operator_key
 from serve_app.adapters.redis_store import RedisStore
+from serve_app.adapters.serve_address import listening_host
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig, ModelConfig
+from serve_app.core.operator_access import OperatorAccess, is_loopback
 from serve_app.deployments.autoscaling import QUEUE_DEPTH
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.control_link import ControlLink
@@ -98,6 +102,7 @@ class IngressDeployment(Holding, Ingress):
         link = ControlLink(control, "Ingress", telemetry)
         stage = wire(config, handles, telemetry, link)
         super().__init__(config, _load_programs(config), stage, telemetry, link)
+        self._access = OperatorAccess(read_operator_key(os.environ), is_local=is_loopback(listening_host() or ""))
         self._held = _hold(link, self.programs)
         if isinstance(stage, Cache):
             self._held.push_async_callback(stage.aclose)
@@ -111,7 +116,7 @@ class IngressDeployment(Holding, Ingress):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; called by Ray Serve after the constructor."""
-        return build_api(self)
+        return build_api(self, self._access)
 
     async def _collect(self, call: Call) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = await self._batched(call)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from serve_app.adapters.dspy_program import Program
-from serve_app.errors import InvalidInputs, UnknownProgram
+from serve_app.errors import InvalidInputs, UnknownModel, UnknownProgram
 from serve_app.messages import Complexity, Options, Priority
 
 
@@ -28,6 +28,20 @@ class OptionsBody(BaseModel):
 
 
 _DEFAULT_OPTIONS = Options()
+
+B = TypeVar("B", bound=BaseModel)
+
+
+def read_object(kind: type[B], raw: bytes) -> B:
+    """A request's body as ``kind``, strictly.
+
+    Raises:
+        InvalidInputs: names every member that does not fit.
+    """
+    try:
+        return kind.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        raise InvalidInputs(_sentences("body", error)) from error
 
 
 class RequestReader:
@@ -54,6 +68,16 @@ class RequestReader:
         if program is None:
             raise UnknownProgram(f"no program is called {_shown(name)}{_nearest(name, self._programs)}")
         return program
+
+    def model(self, name: str) -> str:
+        """The name of a model that is configured.
+
+        Raises:
+            UnknownModel: it is not; the detail names the nearest.
+        """
+        if name not in self._models:
+            raise UnknownModel(f"no model is called {_shown(name)}{_nearest(name, self._models)}")
+        return name
 
     def body(self, raw: bytes) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """``inputs`` and ``options`` of a request body.

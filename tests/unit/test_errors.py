@@ -47,4 +47,5 @@ def test_retryable_errors_are_those_that_time_may_mend() -> None:
         "rate_limited",
         "bad_output",
         "deadline_exceeded",
+        "control_plane_unreachable",
     }

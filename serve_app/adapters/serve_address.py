@@ -1,0 +1,23 @@
+"""Where Ray Serve listens for HTTP: what the running instance says, not what a file asked for.
+
+``serve deploy`` leaves the ``http_options`` of an instance that is up as they are, so the file may be wrong. In HAProxy
+mode the same address is HAProxy's and that of each ingress replica behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+log = logging.getLogger("switchyard.serve_address")
+
+
+def listening_host() -> str | None:
+    """Name or address that HTTP is served at; ``None`` when Ray does not say. Blocks: for constructors."""
+    try:
+        from ray.serve.context import _get_global_client  # noqa: PLC0415 - Ray has no public way to ask
+
+        client = _get_global_client()
+        return str(client.http_config.host) if client is not None else None
+    except Exception as error:  # noqa: BLE001 - another Ray may raise anything here; then nothing counts as local
+        log.warning("serve_address.unknown", extra={"why": type(error).__name__})
+        return None
