@@ -62,7 +62,7 @@ def problem(error: SwitchyardError, request_id: str) -> dict[str, Any]:
 
 
 def problem_response(error: SwitchyardError, request_id: str) -> Response:
-    """The response for an error; ``Retry-After`` in whole seconds, rounded up (RFC 9110 §10.2.3); 401 with its challenge."""
+    """An error's response: ``Retry-After`` in whole seconds, rounded up (RFC 9110 §10.2.3), 401 with its challenge."""
     headers = {"WWW-Authenticate": CHALLENGE} if isinstance(error, KeyRequired) else {}
     if error.retry_after_s is not None and math.isfinite(error.retry_after_s):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
