@@ -23,7 +23,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sample:
-    """One call: when it began (seconds since the load began), how long it took with all its tries, and its end."""
+    """One call: when it began (seconds after ``Load.zero``), how long it took with all its tries, and its end."""
 
     at_s: float
     latency_s: float
@@ -45,6 +45,7 @@ class Load:
         seconds: how long calls are begun.
         retries: how often a caller asks again after 429, 5xx or a broken connection.
         retry_wait_s: how long it waits before.
+        zero: Unix time from which samples count; the generator's process begins a moment later.
     """
 
     url: str
@@ -55,6 +56,7 @@ class Load:
     input_field: str = "question"
     retries: int = 0
     retry_wait_s: float = 0.2
+    zero: float = field(default_factory=time.time)
     headers: dict[str, str] = field(default_factory=lambda: {"cache-control": "no-store"})
 
 
@@ -126,7 +128,7 @@ class _Generator:
         await asyncio.gather(*calls)
 
     async def _call(self) -> None:
-        at = self._now
+        at, started = time.time() - self._load.zero, self._now
         body = {
             "inputs": {self._load.input_field: f"{self._prefix} {next(self._numbers)}"},
             "options": self._load.options,
@@ -137,7 +139,7 @@ class _Generator:
                 break
             if tries <= self._load.retries:
                 await asyncio.sleep(self._load.retry_wait_s)
-        self._samples.append(Sample(at, self._now - at, status, model, tries))
+        self._samples.append(Sample(at, self._now - started, status, model, tries))
 
     async def _ask(self, body: Body) -> tuple[int, str]:
         try:

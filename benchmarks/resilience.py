@@ -30,6 +30,7 @@ SLOWER = 10
 TURNS = 5
 TURN_S = 4.0
 WINDOW_S = 10.0
+SETTLE_S = 5.0
 OPEN_S = 10.0
 HARD = {"complexity": "high", "deadline_s": 10}
 FALLBACK_ALONE = {"model": "medium", "deadline_s": 10}
@@ -214,20 +215,24 @@ def control(bench: Bench) -> str:
 def flap(bench: Bench) -> str:
     """A call a second: the primary is down for a minute, then well."""
     down_s = 60.0
-    end = begin(Load(bench.url, down_s + 45, rate=1, options=dict(HARD)))
+    load = Load(bench.url, down_s + 45, rate=1, options=dict(HARD))
+    end = begin(load)
     with bench.broken("large", kind="status", status=500):
         time.sleep(down_s)
+    recovered_at = time.time() - load.zero
     samples = end()
-    back = [sample.at_s for sample in samples if sample.at_s > down_s and sample.model == "large"]
-    returned = f"{min(back) - down_s:.1f} s after its recovery" if back else "never"
+    back = [sample.at_s for sample in samples if sample.at_s > recovered_at and sample.model == "large"]
+    returned = f"{min(back) - recovered_at:.1f} s after its recovery" if back else "never"
     return f"| {bench.graph} | {answered(samples):.1%} of {len(samples)} | {returned} |"
 
 
 def gone(bench: Bench) -> str:
     """Every model is down for a minute, then all are well."""
     down_s, models = 60.0, ("large", "medium", "small")
-    end = begin(Load(bench.url, down_s + 30, rate=20, options=dict(HARD)))
-    before = sum(bench.asked(model) for model in models)
+    load = Load(bench.url, down_s + 40, rate=20, options=dict(HARD))
+    end = begin(load)
+    time.sleep(SETTLE_S)
+    before, broken_at = sum(bench.asked(model) for model in models), time.time() - load.zero
     with bench.broken(*models, kind="status", status=500):
         began = time.monotonic()
         opened_s = bench.until(lambda: "closed" not in bench.breakers())
@@ -235,9 +240,10 @@ def gone(bench: Bench) -> str:
         time.sleep(max(0.0, down_s - (time.monotonic() - began)))
         probing = sum(bench.asked(model) for model in models) - before - opening
     samples = end()
-    calls = sum(sample.at_s < opened_s for sample in samples)
-    good = [sample.at_s for sample in samples if sample.at_s > down_s and sample.status == 200]
-    first = f"{min(good) - down_s:.1f}" if good else "never"
+    calls = sum(broken_at <= sample.at_s < broken_at + opened_s for sample in samples)
+    recovered_at = broken_at + down_s
+    good = [sample.at_s for sample in samples if sample.at_s > recovered_at and sample.status == 200]
+    first = f"{min(good) - recovered_at:.1f}" if good else "never"
     return (
         f"| {bench.graph} | {opening} for {calls} calls in {opened_s:.1f} s ({opening / max(1, calls):.2f}) | "
         f"{probing} in {down_s - opened_s:.0f} s | {first} |"
