@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from running_cluster import NO_STORE, ROOT, Cluster, Provider, config, free_ports, running
+from running_cluster import NO_STORE, OPERATOR_KEY, ROOT, Cluster, Provider, config, free_ports, running
 
 from serve_app.simulator.profile import ModelProfile, Profile, Replay
 from serve_app.simulator.server import background
@@ -28,9 +28,13 @@ class Clusters:
             self.close()
             (port,) = free_ports(1)
             file = self._directory / f"{mode}.yaml"
-            file.write_text(yaml.safe_dump(config(port, self._provider.url)))
+            document = config(port, self._provider.url)
+            if mode == "open":
+                document["http_options"]["host"] = "0.0.0.0"
+            file.write_text(yaml.safe_dump(document))
             options = ["--plain"] if mode == "plain" else []
-            self._open = running(file, port, *options, log=self._directory / f"{mode}.log")
+            variables = {"SWITCHYARD_OPERATOR_KEY": OPERATOR_KEY} if mode == "plain" else {}
+            self._open = running(file, port, *options, log=self._directory / f"{mode}.log", variables=variables)
             self._cluster = self._open.__enter__()
             self._mode = mode
         return self._cluster
@@ -42,8 +46,9 @@ class Clusters:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in plain mode come last, so that each cluster starts once."""
-    items.sort(key=lambda item: "plain_cluster" in getattr(item, "fixturenames", ()))
+    """Tests that want another cluster come last, so that each starts once."""
+    later = {"open_cluster": 1, "plain_cluster": 2}
+    items.sort(key=lambda item: max((later.get(name, 0) for name in getattr(item, "fixturenames", ())), default=0))
     for item in items:
         if "integration" in item.nodeid:
             item.add_marker(pytest.mark.timeout(400))
@@ -86,8 +91,14 @@ def cluster(clusters: Clusters) -> Cluster:
 
 @pytest.fixture
 def plain_cluster(clusters: Clusters) -> Cluster:
-    """Ray Serve as it comes."""
+    """Ray Serve as it comes, with an operator key."""
     return clusters.use("plain")
+
+
+@pytest.fixture
+def open_cluster(clusters: Clusters) -> Cluster:
+    """Both throughput flags, listening at every address of this machine."""
+    return clusters.use("open")
 
 
 @pytest.fixture

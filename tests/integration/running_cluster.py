@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 NO_STORE = {"cache-control": "no-store"}
+OPERATOR_KEY = "k3y-of-the-tests"
+"""Of the cluster in plain mode; the others have none."""
 READY_S = 150
 ENDED_S = 60
 
@@ -108,13 +110,19 @@ def config(port: int, provider_url: str) -> dict[str, Any]:
 
 
 @contextmanager
-def running(file: Path, port: int, *options: str, log: Path) -> Iterator[Cluster]:
+def running(
+    file: Path, port: int, *options: str, log: Path, variables: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
     """Serve ``file`` until the body ends, and leave no process behind."""
     ports = free_ports(2)
-    environment = os.environ | {
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
-    }
+    environment = (
+        os.environ
+        | dict(variables or {})
+        | {
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
+        }
+    )
     command = [sys.executable, "-m", "serve_app.cli", "run", str(file), "--verbose", *options]
     with log.open("wb") as output:
         started = subprocess.Popen(
