@@ -2,6 +2,8 @@
 
 import { byId, element, setText, show } from "./dom.js";
 import { digits, duration, money, percent } from "./format.js";
+import { Operate } from "./operate_view.js";
+import { credentials } from "./operator_key.js";
 import { Plot } from "./plots.js";
 import { Programs } from "./programs_view.js";
 import { Window, readingOf } from "./readings.js";
@@ -25,6 +27,7 @@ class Console {
     this.plots = PLOTS.map((settings) => new Plot(settings));
     byId("plots").append(...this.plots.map(({ node }) => node));
     this.programs = new Programs();
+    this.operate = new Operate();
     this.window = new Window(SMOOTHED_S);
     this.polls = 0;
     this.lastAnswer = seconds();
@@ -44,7 +47,7 @@ class Console {
 
   async #poll() {
     try {
-      const [status, page] = await Promise.all([getJson("v1/status"), getText("metrics")]);
+      const [status, page] = await Promise.all([getJson("v1/status", credentials()), getText("metrics")]);
       this.#answered(status, page);
       if (this.polls++ % PROGRAMS_EVERY === 0) await this.programs.refresh();
     } catch (error) {
@@ -63,6 +66,8 @@ class Console {
     this.lastAnswer = seconds();
     this.controlPlane = status.control_plane;
     showStatus(status);
+    const isOpen = Boolean(status.policy || status.control_plane);
+    this.operate.update(Object.keys(status.models ?? {}), this.programs.known.map(({ name }) => name), isOpen);
     if (this.controlPlane) this.window.clear(); // one replica's own counters say nothing of the cluster's
     this.#plot(this.controlPlane ? null : this.window.add(seconds(), readingOf(page)));
   }

@@ -9,8 +9,8 @@ const PATIENCE_MS = 4000;
 export class NoAnswer extends Error {}
 
 /** The JSON at `path`. Throws NoAnswer. */
-export async function getJson(path) {
-  const response = await get(path);
+export async function getJson(path, headers = {}) {
+  const response = await get(path, headers);
   try {
     return await response.json();
   } catch {
@@ -27,11 +27,11 @@ export async function getText(path) {
   }
 }
 
-async function get(path) {
+async function get(path, headers = {}) {
   let response;
   try {
     const signal = AbortSignal.timeout(PATIENCE_MS);
-    response = await fetch(new URL(path, ROOT), { cache: "no-store", signal });
+    response = await fetch(new URL(path, ROOT), { headers, cache: "no-store", signal });
   } catch (error) {
     throw new NoAnswer(error.name === "TimeoutError" ? `no answer for ${PATIENCE_MS / 1000} s` : "no connection");
   }
@@ -45,14 +45,20 @@ export function programPath(name) {
 }
 
 /**
- * Call a program: `{status, body}`, whatever the status; `body` is null when the answer is not JSON.
- * Throws what `fetch` throws.
+ * Call a program: what `sendJson` returns.
  */
 export async function callProgram(name, body, { skipCache, signal }) {
-  const headers = { "content-type": "application/json" };
-  if (skipCache) headers["cache-control"] = "no-cache";
-  const request = { method: "POST", headers, body: JSON.stringify(body), signal };
-  const response = await fetch(new URL(programPath(name), ROOT), request);
+  return sendJson("POST", programPath(name), body, skipCache ? { "cache-control": "no-cache" } : {}, signal);
+}
+
+/**
+ * Send a body as JSON (none when undefined): `{status, body, text}`, whatever the status; `body` is null when the answer
+ * is not JSON. Throws what `fetch` throws; without a signal it waits as long as for a figure.
+ */
+export async function sendJson(method, path, body, headers, signal = AbortSignal.timeout(PATIENCE_MS)) {
+  const type = body === undefined ? {} : { "content-type": "application/json" };
+  const request = { method, headers: { ...type, ...headers }, body: JSON.stringify(body), signal };
+  const response = await fetch(new URL(path, ROOT), request);
   const text = await response.text();
   return { status: response.status, body: parsed(text), text };
 }

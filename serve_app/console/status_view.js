@@ -15,7 +15,8 @@ export function showStatus(status) {
   setText(byId("models-window"), isNumber(window_s) ? `counted over ${digits(window_s)} s` : "");
   show(byId("models-view"), [status.models, status.queues], () => modelsTable(status.models, status.queues ?? {}));
   show(byId("system"), [status.replicas, status.queues, status.caches, status.cost_usd, status.ready], () => tiles(status));
-  show(byId("policy-view"), status.policy ?? null, (policy) => (policy ? tree(policy) : note("not known")));
+  const hidden = status.control_plane ? "not known" : "It is shown to operators: enter the operator key.";
+  show(byId("policy-view"), status.policy ?? hidden, (shown) => (status.policy ? tree(shown) : note(hidden)));
 }
 
 function showLevel(status) {

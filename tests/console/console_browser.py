@@ -27,6 +27,7 @@ FLAGS = (
     "--disable-sync",
     "--disable-extensions",
     "--window-size=1280,900",
+    "--host-resolver-rules=MAP rebound.test 127.0.0.1",
 )
 
 

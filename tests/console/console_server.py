@@ -16,7 +16,10 @@ from starlette.routing import Mount
 
 from serve_app.adapters.telemetry import MetricsPage, Telemetry
 from serve_app.config import Policy
+from serve_app.core.operator_access import OperatorAccess
 from serve_app.deployments.console import add_console
+from serve_app.deployments.http_api import _add_errors
+from serve_app.deployments.operator_api import add_operator_api, caller_of
 from serve_app.messages import Attempt, Outcome, Usage
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
@@ -96,6 +99,16 @@ PROBLEM = {
 CALLS_A_POLL = 20
 
 
+class Names:
+    """Knows every name."""
+
+    def model(self, name: str) -> str:
+        return name
+
+    def program(self, name: str) -> Any:
+        return type("Program", (), {"name": name})
+
+
 @dataclass
 class ConsoleServer:
     """Serves the page below ``prefix``, on a port that stays the same when it is stopped and started again.
@@ -104,6 +117,9 @@ class ConsoleServer:
         reply: status, content type and body of a called program.
         posts: what was posted: ``(program, body, headers)``.
         paths: every path that was asked for.
+        access: who may give orders; the real thing, behind the real routes.
+        orders: what was ordered: ``(method, *details)``, as the control plane would be asked.
+        obeys: whether the control plane answers.
         trouble: ``""``, ``"silent"`` (status requests hang) or ``"failing"`` (they get 503, as from a proxy).
     """
 
@@ -113,6 +129,9 @@ class ConsoleServer:
     reply: tuple[int, str, str] = (200, "application/json", json.dumps(ANSWER))
     posts: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    access: OperatorAccess = field(default_factory=lambda: OperatorAccess(is_local=True))
+    orders: list[tuple[Any, ...]] = field(default_factory=list)
+    obeys: bool = True
     trouble: str = ""
     port: int = 0
 
@@ -140,9 +159,29 @@ class ConsoleServer:
             assert not self._thread.is_alive()
             self._thread = None
 
+    @property
+    def reader(self) -> Names:
+        return Names()
+
+    @property
+    def link(self) -> Any:
+        """To the control plane: this very object."""
+        return self
+
+    async def ask(self, method: str, *details: Any) -> dict[str, Any] | None:
+        if not self.obeys:
+            return None
+        self.orders.append((method, *details))
+        return {"done": True}
+
+    def check(self, caller: Any) -> None:
+        self.access.check(caller)
+
     def _api(self) -> FastAPI:
         api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        _add_errors(api)
         add_console(api)
+        add_operator_api(api, self, self)  # type: ignore[arg-type]
 
         @api.middleware("http")
         async def note(request: Request, call_next: Any) -> Response:
@@ -150,13 +189,16 @@ class ConsoleServer:
             return await call_next(request)
 
         @api.get("/v1/status")
-        async def status() -> Response:
+        async def status(request: Request) -> Response:
+            shown = dict(self.status)
+            if not self.access.allows(caller_of(request)):
+                shown.pop("policy", None)
             if self.trouble == "silent":
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(30):
                         while self.trouble:
                             await asyncio.sleep(0.05)
-            return json_response(self.status) if not self.trouble else Response("down", 503)
+            return json_response(shown) if not self.trouble else Response("down", 503)
 
         @api.get("/metrics")
         async def metrics() -> Response:

@@ -41,7 +41,7 @@ def console(page: Page, server: ConsoleServer) -> Iterator[Page]:
     """The page with its first answer on it; closed afterwards, so that it asks nobody."""
     page.open(server.url)
     page.until_text("#connection", "connected")
-    page.until(lambda: page.all("form"), 5, "a form")
+    page.until(lambda: page.all("#try form"), 5, "a form")
     yield page
     page.driver.get("about:blank")
 
@@ -55,7 +55,7 @@ def fill_in(page: Page) -> None:
 
 
 def press_call(page: Page) -> None:
-    page.one("form button[type=submit]").click()
+    page.one("#try form button[type=submit]").click()
 
 
 def test_it_shows_what_the_status_says(console) -> None:
@@ -149,7 +149,7 @@ def test_what_is_no_value_is_not_sent_and_the_control_says_so(console, server) -
     fill_in(console)
     console.one("#input-urgency").send_keys("4")  # 44 is above the maximum
     press_call(console)
-    assert console.script("return document.querySelector('form').checkValidity()") is False
+    assert console.script("return document.querySelector('#try form').checkValidity()") is False
     assert server.posts == []
 
 
@@ -248,7 +248,7 @@ def test_a_keyboard_is_enough_and_its_place_is_seen(console, server) -> None:
     console.script("document.activeElement.blur(); window.scrollTo(0, 0)")
     console.driver.get(server.url + "#program/triage")
     console.driver.refresh()
-    console.until(lambda: console.all("form"), 5, "a form")
+    console.until(lambda: console.all("#try form"), 5, "a form")
     stops = []
     for _ in range(40):
         ActionChains(console.driver).send_keys(Keys.TAB).perform()
@@ -267,7 +267,7 @@ def test_a_keyboard_is_enough_and_its_place_is_seen(console, server) -> None:
     assert all(outline != "none" and width >= 2 for _, outline, width in stops)
     console.one("#input-urgency").send_keys("2")
     console.one("#input-tags").send_keys("[]")
-    console.one("form button[type=submit]").send_keys(Keys.ENTER)
+    console.one("#try form button[type=submit]").send_keys(Keys.ENTER)
     console.until_text(".answer", "Answer")
     assert console.script("return document.activeElement.textContent") == "Call"
 
