@@ -34,15 +34,18 @@ export class Operate {
     const reset = element("button", { type: "button" }, "Reset");
     reset.addEventListener("click", () => this.#give(ORDERS.reset(this.model.value)));
     const fields = [field("Model", this.model), field("Reason to isolate it", this.reason)];
-    return form("Models", fields, [button("Isolate"), reset], () => this.#give(ORDERS.isolate(this.model.value, this.reason.value)));
+    const isolate = () => this.#give(ORDERS.isolate(this.model.value, this.reason.value));
+    return form("Models", fields, [button("Isolate"), reset], isolate);
   }
 
   #levelForm() {
-    return form("Level of service", [field("Hold level", this.level)], [button("Hold")], () => this.#give(ORDERS.pin(this.level.value || null)));
+    const pin = () => this.#give(ORDERS.pin(this.level.value || null));
+    return form("Level of service", [field("Hold level", this.level)], [button("Hold")], pin);
   }
 
   #cacheForm() {
-    return form("Stored answers", [field("Of", this.program)], [button("Forget")], () => this.#give(ORDERS.clear(this.program.value || null)));
+    const clear = () => this.#give(ORDERS.clear(this.program.value || null));
+    return form("Cache", [field("Stored answers of", this.program)], [button("Clear")], clear);
   }
 
   #keyForm() {
@@ -103,6 +106,7 @@ export class Operate {
     const said = byId("order-said");
     said.className = `said ${kind}`;
     setText(said, text);
+    if (kind) said.scrollIntoView({ block: "nearest" });
   }
 }
 
@@ -120,7 +124,8 @@ async function tried() {
 }
 
 function form(title, fields, buttons, submitted) {
-  const made = element("form", { class: "card", "aria-label": title }, element("h3", {}, title), fields, element("div", { class: "buttons" }, buttons));
+  const content = [element("h3", {}, title), ...fields, element("div", { class: "buttons" }, buttons)];
+  const made = element("form", { class: "card", "aria-label": title }, content);
   made.addEventListener("submit", (event) => {
     event.preventDefault();
     submitted();

@@ -1,9 +1,7 @@
 """The operations page in a real browser, against a server on loopback."""
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from console_server import MARKUP, PROBLEM, ConsoleServer
@@ -276,14 +274,6 @@ def test_every_control_has_a_label(console) -> None:
     unnamed = "return [...document.querySelectorAll('input, select, textarea')].filter((c) => !c.labels.length).length"
     assert console.script("return document.querySelectorAll('input, select, textarea').length") > 8
     assert console.script(unnamed) == 0
-
-
-@pytest.fixture(scope="module")
-def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pictures go: ``SWITCHYARD_SCREENSHOTS`` keeps them."""
-    directory = Path(os.environ.get("SWITCHYARD_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,13 @@ def isolate(page: Page) -> None:
     press(page, "Models", "Isolate")
 
 
+def said_is_in_sight(page: Page) -> bool:
+    top, bottom, height = page.script(
+        "const {top, bottom} = document.querySelector('#order-said').getBoundingClientRect(); return [top, bottom, innerHeight]"
+    )
+    return 0 <= top and bottom <= height + 1
+
+
 def enter_key(page: Page, key: str) -> None:
     page.until(lambda: page.one("#operator-key").is_displayed(), 3, "the key is asked for")
     page.one("#operator-key").send_keys(key)
@@ -92,10 +99,10 @@ def test_each_order_is_sent_and_said_to_be_done(console, server) -> None:
     console.one("#order-level option[value='']").click()
     press(console, "Level of service", "Hold")
     console.until_text(SAID, "follows the policy and the readings again")
-    press(console, "Stored answers", "Forget")
+    press(console, "Cache", "Clear")
     console.until_text(SAID, "every program")
     console.one("#order-program option[value=triage]").click()
-    press(console, "Stored answers", "Forget")
+    press(console, "Cache", "Clear")
     console.until_text(SAID, "answers of triage")
     orders = [("isolate", "medium", "wrong answers"), ("reset", "medium"), ("pin", "minimal"), ("pin", None)]
     assert server.orders == [*orders, ("forget", None), ("forget", "triage")]
@@ -118,6 +125,7 @@ def test_without_the_key_an_order_is_refused_the_page_says_so_and_the_key_gives_
     page.until_text(SAID, "Refused: this needs the operator key. Nothing was changed.")
     assert keyed.orders == []
     assert page.script("return document.activeElement.id") == "operator-key"
+    assert said_is_in_sight(page)
     enter_key(page, "wr0ng")
     page.until_text(SAID, "Refused: that operator key is not the right one. Nothing was changed.")
     assert keyed.orders == []
@@ -126,18 +134,18 @@ def test_without_the_key_an_order_is_refused_the_page_says_so_and_the_key_gives_
     page.until_text(SAID, "medium is isolated")
     assert keyed.orders == [("isolate", "medium", "wrong answers")]
     assert page.one("#operator-key").get_property("value") == ""
-    press(page, "Stored answers", "Forget")  # asked for once
+    press(page, "Cache", "Clear")  # asked for once
     page.until_text(SAID, "every program")
     page.driver.refresh()
     page.until_text("#connection", "connected")
     page.until(lambda: page.all("#order-program option[value=triage]"), 5, "the programs to choose from")
-    press(page, "Stored answers", "Forget")
+    press(page, "Cache", "Clear")
     page.until_text(SAID, "every program")
     assert len(keyed.orders) == 3
     press(page, "Operator key", "Forget the key")
     page.until_text(SAID, "The key is forgotten")
     assert page.script(KEPT) is None
-    press(page, "Stored answers", "Forget")
+    press(page, "Cache", "Clear")
     page.until_text(SAID, "this needs the operator key")
     assert len(keyed.orders) == 3
     assert KEY not in "".join(keyed.paths) + page.driver.current_url
@@ -158,24 +166,24 @@ def test_the_key_shows_the_policy_and_a_wrong_one_does_not(page, keyed) -> None:
 
 def test_a_refusal_that_no_key_would_mend_is_shown_with_its_reason(console, server) -> None:
     server.access = OperatorAccess()
-    press(console, "Stored answers", "Forget")
+    press(console, "Cache", "Clear")
     console.until_text(SAID, "Refused: no operator key is set")
     assert server.orders == []
 
 
 def test_an_order_that_did_not_arrive_is_told_apart_from_a_refused_one(console, server) -> None:
     server.obeys = False
-    press(console, "Stored answers", "Forget")
+    press(console, "Cache", "Clear")
     console.until_text(SAID, "the control plane cannot be asked")
     server.stop()
-    press(console, "Stored answers", "Forget")
+    press(console, "Cache", "Clear")
     console.until_text(SAID, "Whether the order arrived is not known", 6)
     server.start()
 
 
 def test_a_name_that_was_made_to_point_here_gives_no_orders(page, server) -> None:
     opened(page, server.url.replace("127.0.0.1", "rebound.test"))
-    press(page, "Stored answers", "Forget")
+    press(page, "Cache", "Clear")
     page.until_text(SAID, "the Host header does not name this machine")
     assert server.orders == []
 
@@ -253,3 +261,20 @@ def test_what_an_operator_typed_and_chose_outlives_the_polls(console, server) ->
     assert console.one("#order-model").get_property("value") == "small"
     assert console.one("#order-reason").get_property("value") == "half a sent"
     assert console.script("return document.activeElement.id") == "order-reason"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False), (360, True)])
+def test_the_forms_fit_the_screen_when_an_order_was_refused(page, keyed, shots, width, dark) -> None:
+    opened(page, keyed.url)
+    page.screen(width, 844, dark=dark)
+    isolate(page)
+    page.until_text(SAID, "Refused")
+    page.until(lambda: said_is_in_sight(page), 2, "what became of the order is in sight")
+    scrolled, seen = page.script(
+        "const {scrollWidth, clientWidth} = document.documentElement; return [scrollWidth, clientWidth]"
+    )
+    assert scrolled == seen
+    for control in page.all("#operate input, #operate select, #operate button"):
+        if control.is_displayed():
+            assert control.rect["height"] >= 36, control.get_attribute("outerHTML")
+    page.save(shots / f"orders-{width}{'-dark' * dark}.png")
