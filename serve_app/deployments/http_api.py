@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("switchyard.http")
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_CONFIGURATION = frozenset({"policy", "policy_problems"})
+"""What of the status is for operators only; what the system does is for everybody."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -155,7 +157,7 @@ def _add_operations(api: FastAPI, ingress: Ingress, access: OperatorAccess) -> N
     async def status(request: Request) -> Response:
         shown = await ingress.status()
         if not access.allows(caller_of(request)):
-            shown.pop("policy", None)  # configuration is the operator's; what the system does is everybody's
+            shown = {name: value for name, value in shown.items() if name not in _CONFIGURATION}
         return _json(shown)
 
     @api.get("/metrics", summary="Prometheus metrics of the whole cluster", tags=["operations"])

@@ -79,7 +79,7 @@ def said_is_in_sight(page: Page) -> bool:
     top, bottom, height = page.script(
         "const {top, bottom} = document.querySelector('#order-said').getBoundingClientRect(); return [top, bottom, innerHeight]"
     )
-    return 0 <= top and bottom <= height + 1
+    return top >= 0 and bottom <= height + 1
 
 
 def enter_key(page: Page, key: str) -> None:

@@ -103,6 +103,16 @@ def test_a_valid_file_has_no_problem(workdir: Path) -> None:
     assert lines_of(BASE) == []
 
 
+@pytest.mark.parametrize("key", ["", "  ", "s3cret with spaces"])
+def test_an_operator_key_that_cannot_be_sent_is_a_problem_of_the_whole_and_is_not_repeated(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("SWITCHYARD_OPERATOR_KEY", key)
+    (line,) = lines_of(BASE)
+    assert "SWITCHYARD_OPERATOR_KEY: " in line
+    assert "s3cret" not in line
+
+
 RAY_LEVELS = [
     ("proxy_location:", "proxy_loc:", "c.yaml:1: proxy_loc: unknown key; did you mean 'proxy_location'?"),
     (

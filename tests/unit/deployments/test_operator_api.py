@@ -233,11 +233,12 @@ async def test_a_control_plane_out_of_reach_is_a_503_worth_another_try(order) ->
 
 async def test_the_status_shows_the_policy_to_operators_only(bench) -> None:
     shown = (await bench.client.get("/v1/status", headers=BEARER)).json()
+    assert "policy_problems" in shown
     assert shown["policy"]["breaker"]
     for headers in ({}, {"authorization": "Bearer wrong"}):
         reply = await bench.client.get("/v1/status", headers=headers)
         assert reply.status_code == 200
-        assert reply.json().keys() == shown.keys() - {"policy"}
+        assert reply.json().keys() == shown.keys() - {"policy", "policy_problems"}
 
 
 async def test_with_no_key_set_a_page_with_a_foreign_name_sees_no_policy() -> None:
