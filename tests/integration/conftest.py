@@ -46,9 +46,9 @@ class Clusters:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that want another cluster come last, so that each starts once."""
-    later = {"open_cluster": 1, "plain_cluster": 2}
-    items.sort(key=lambda item: max((later.get(name, 0) for name in getattr(item, "fixturenames", ())), default=0))
+    """Tests that share a cluster come one after the other, so that each starts once."""
+    special = ("open_cluster", "plain_cluster")
+    items.sort(key=lambda item: [name in getattr(item, "fixturenames", ()) for name in special])
     for item in items:
         if "integration" in item.nodeid:
             item.add_marker(pytest.mark.timeout(400))
