@@ -8,7 +8,7 @@ Durations end in ``_s`` (seconds), money in ``_usd``, ratios and qualities are 0
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -17,6 +17,7 @@ from serve_app.messages import Level
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 LM_PATTERN: Final = r"^[^/\s]+/\S+$"
 URL_PATTERN: Final = r"^https?://\S+$"
+FUNCTION_PATTERN: Final = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
 ENV_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 REDIS_PATTERN: Final = r"^(embedded|(redis|rediss|unix)://\S+)$"
 
@@ -24,6 +25,7 @@ PATTERN_WORDS: Final = {
     NAME_PATTERN: "letters, digits, '.', '_' and '-', beginning with a letter or a digit",
     LM_PATTERN: "a DSPy model string such as openai/gpt-4o",
     URL_PATTERN: "a URL that begins with http:// or https://",
+    FUNCTION_PATTERN: "module:function",
     ENV_PATTERN: "the name of an environment variable, not a key itself",
     REDIS_PATTERN: "embedded, redis://…, rediss://…, unix://… or null",
 }
@@ -37,6 +39,13 @@ class Section(BaseModel):
     """Base of every section: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _or_text(schema: dict[str, Any]) -> None:
+    """Let a schema's mapping be written as text as well."""
+    mapping = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "string", "pattern": FUNCTION_PATTERN}, mapping]
 
 
 # ── args: topology ───────────────────────────────────────────────────────────────────────────────────
@@ -95,6 +104,37 @@ class Levels(Section):
         return {Level.FULL: self.full, Level.DEGRADED: self.degraded or self.full, Level.MINIMAL: minimal}[level]
 
 
+class RewardConfig(Section):
+    """A function that scores a program's answers, beside the calls; ``module:function`` alone takes the defaults."""
+
+    model_config = ConfigDict(json_schema_extra=_or_text)
+
+    function: str = Field(pattern=FUNCTION_PATTERN)
+    """``module:function`` of a ``function(args, pred) -> float``, 0..1, sync or async, as DSPy's optimisers take it."""
+    share: Ratio = 1.0
+    """Share of the answers that are scored."""
+    timeout_s: PositiveFloat = 5.0
+    """Seconds after which a score is no longer waited for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _function_alone(cls, value: object) -> object:
+        return {"function": value} if isinstance(value, str) else value
+
+
+class RecordConfig(Section):
+    """Calls written down, to optimise the program again; ``switchyard export-trainset`` reads them."""
+
+    path: str = Field(min_length=1)
+    """Directory on the replica's own disk; each replica writes files of its own below it, readable by its user only."""
+    share: Ratio = 1.0
+    """Share of the scored answers that are written; of all answers where there is no ``reward``."""
+    redact: tuple[str, ...] = ()
+    """Inputs and outputs that are written as ``[redacted]``; ``comment`` is what callers write with a verdict."""
+    max_bytes: int = Field(default=256 * 2**20, ge=2**20)
+    """Most bytes of one program's files in one directory; the oldest are deleted. A replica may run over by a 16th."""
+
+
 class ProgramConfig(Section):
     """One DSPy program to serve."""
 
@@ -110,6 +150,10 @@ class ProgramConfig(Section):
     """One sentence for ``/docs``; empty takes the program's docstring."""
     confidence_field: str | None = None
     """An output field or attribute in 0..1 that says how sure the program is."""
+    reward: RewardConfig | None = None
+    """Scores answers: ``module:function``, or a mapping with ``function``, ``share`` and ``timeout_s``."""
+    record: RecordConfig | None = None
+    """Writes sampled calls with their scores to disk; off unless set."""
     resume: bool = True
     """Continue on the next model with the LM calls that were finished; false starts over."""
     hedge_after_s: PositiveFloat | None = None
@@ -270,6 +314,19 @@ class ComplexityThresholds(Section):
         return self
 
 
+class LearningPolicy(Section):
+    """How scores move a model's quality; ``serve_app.core.learned_quality`` has the formula."""
+
+    min_samples: NonNegativeFloat = 20
+    """Scored answers of a model for a program that move nothing yet."""
+    prior_weight: PositiveFloat = 20
+    """Scored answers, beyond those, that weigh as much as the prior."""
+    max_change: Ratio = 0.5
+    """Furthest the learned quality may be from the prior."""
+    half_life_s: PositiveFloat = 3600.0
+    """Seconds after which a score counts half."""
+
+
 class RoutingPolicy(Section):
     """How the router orders models."""
 
@@ -279,6 +336,10 @@ class RoutingPolicy(Section):
     """Quality thresholds by complexity."""
     max_attempts: PositiveInt = 3
     """Most models asked for one call."""
+    learn_quality: bool = False
+    """Route by what answers scored, for each program and model, in place of the models' ``quality``."""
+    learning: LearningPolicy = LearningPolicy()
+    """How scores move a model's quality; also decides what ``/v1/status`` shows while ``learn_quality`` is off."""
 
 
 class BreakerPolicy(Section):

@@ -9,6 +9,8 @@
     │   │   └── UnsupportedMediaType 415 unsupported_media_type
     │   ├── KeyRequired             401 key_required
     │   ├── Forbidden               403 forbidden
+    │   ├── UnknownRequest          404 unknown_request
+    │   ├── AlreadyScored           409 already_scored
     │   ├── Overloaded              429 shed
     │   │   └── RateLimited         429 rate_limited
     │   └── NoRoute                 503 no_route
@@ -138,6 +140,22 @@ class Forbidden(RejectedError):
     code = "forbidden"
     status = 403
     title = "Not allowed"
+
+
+class UnknownRequest(RejectedError):
+    """A verdict on a call that was not answered here, or too long ago."""
+
+    code = "unknown_request"
+    status = 404
+    title = "Unknown request"
+
+
+class AlreadyScored(RejectedError):
+    """A second verdict on a call; the first one counts."""
+
+    code = "already_scored"
+    status = 409
+    title = "Already scored"
 
 
 class Overloaded(RejectedError):

@@ -213,6 +213,55 @@ class Result:
     journal: tuple[Step, ...] = ()
 
 
+class MetricType(StrEnum):
+    """Who scored an answer: the program itself, its reward function, or a caller."""
+
+    CONFIDENCE = "confidence"
+    REWARD = "reward"
+    FEEDBACK = "feedback"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an answer came from."""
+
+    program: str
+    version: str
+    model: str
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSum:
+    """What a replica's recent answers of one origin scored: how many they count for, faded with age, and their sum."""
+
+    origin: Origin
+    metric_type: MetricType
+    weight: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredCall:
+    """An answered call, so that a verdict on it finds its origin; ``call_id`` is unique, ``request_id`` may repeat."""
+
+    request_id: str
+    call_id: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The call that a verdict is about; ``None`` when it is not known, or known and has its verdict."""
+
+    call: AnsweredCall | None = None
+    is_known: bool = False
+
+
+Quality = Mapping[tuple[str, Level, str], float]
+"""What was learned, 0..1, by program, level and model."""
+
+
 @dataclass(frozen=True, slots=True)
 class OutcomeCount:
     """How often one model's attempts ended one way since the last report, and how long they took together."""
@@ -263,6 +312,9 @@ class Report:
         metrics: the replica's Prometheus samples, as ``serve_app.adapters.telemetry`` writes them.
         level: what it was last told; teaches a control plane that was born again, like ``orders``.
         orders: what it was last told.
+        versions: of the programs this replica runs, by name; empty from whoever runs none.
+        scores: what its recent answers scored, in all and not since the last report.
+        answered: calls answered since the last report that arrived, for callers' verdicts.
     """
 
     source: str
@@ -278,6 +330,9 @@ class Report:
     metrics: tuple[Any, ...] = ()
     level: Level = Level.FULL
     orders: Orders = Orders()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    scores: tuple[ScoreSum, ...] = ()
+    answered: tuple[AnsweredCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +362,8 @@ class Snapshot:
 
     Attributes:
         breakers: the replies to the breakers' reports of this very router, by model.
+        quality: what routing is to use in place of the priors; empty unless the policy says so. Moves all the time,
+            and changes no version.
     """
 
     version: int
@@ -316,3 +373,4 @@ class Snapshot:
     models: Mapping[str, ModelHealth] = field(default_factory=dict)
     orders: Orders = Orders()
     breakers: Mapping[str, BreakerReply] = field(default_factory=dict)
+    quality: Quality = field(default_factory=dict)

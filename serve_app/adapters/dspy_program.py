@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dspy
 from pydantic import BaseModel, ValidationError
 
+from serve_app.adapters.call_record import COMMENT
 from serve_app.adapters.call_scope import current_journal, current_scope
 from serve_app.adapters.program_answer import Answer, NoOutputs, read_answer
 from serve_app.adapters.program_errors import translate, unparsed_reply
@@ -28,6 +29,7 @@ from serve_app.adapters.program_source import load_module, nearest
 from serve_app.adapters.program_state import apply_state, clear_lms
 from serve_app.adapters.program_tools import journal_tools
 from serve_app.adapters.program_version import version_of
+from serve_app.adapters.reward_function import RewardFunction
 from serve_app.errors import BadOutput, ConfigError, InvalidInputs, ProgramError
 from serve_app.messages import Level, Outcome
 
@@ -55,10 +57,16 @@ class Program:
         version: changes whenever its answers may; part of every cache key.
         inputs: model that validates a call's inputs; unknown fields are errors.
         outputs: model of the answer at level ``full``; a simpler program of another level may give fewer fields.
+        reward: scores its answers; ``None`` when nobody does.
     """
 
     def __init__(
-        self, config: ProgramConfig, shapes: dict[Level, Shape], version: str, threads: ProgramThreads
+        self,
+        config: ProgramConfig,
+        shapes: dict[Level, Shape],
+        version: str,
+        threads: ProgramThreads,
+        reward: RewardFunction | None = None,
     ) -> None:
         """Hold what ``load_program`` worked out."""
         full = shapes[Level.FULL].variant
@@ -68,6 +76,7 @@ class Program:
         self.version = version
         self.inputs = full.inputs
         self.outputs = full.outputs
+        self.reward = reward
         self._shapes = shapes
         self._adapter = _adapter(config.adapter)
         self._threads = threads
@@ -97,6 +106,10 @@ class Program:
         inputs = shape.apply(_python_values(shape.variant.inputs, call.inputs))
         prediction = await self._predict(shape, inputs, remaining_s, call, lm)
         return self._answer(shape.variant, prediction, call)
+
+    def python_inputs(self, call: Call) -> dict[str, Any]:
+        """The call's inputs as the Python values that the full program takes."""
+        return _python_values(self.inputs, call.inputs)
 
     def close(self) -> None:
         """Give the threads back."""
@@ -180,6 +193,10 @@ def load_program(config: ProgramConfig, base_dir: Path | None = None, *, max_thr
         state = apply_state(module, (base_dir or Path()) / config.state) if config.state is not None else b""
     shapes = _shapes(config, full, threads, problems)
     problems += _confidence_problems(config, full)
+    problems += [f"programs.{config.name}.record.{problem}" for problem in _record_problems(config, full)]
+    reward = None
+    with _collected(problems, f"{where}.reward"):
+        reward = RewardFunction(config.reward) if config.reward else None
     if problems:
         raise ConfigError(problems)
     variants = _distinct([full, *(shape.variant for shape in shapes.values())])
@@ -190,7 +207,7 @@ def load_program(config: ProgramConfig, base_dir: Path | None = None, *, max_thr
     if config.resume:
         for variant in variants:
             journal_tools(variant.module)
-    return Program(config, shapes, version, threads)
+    return Program(config, shapes, version, threads, reward)
 
 
 def _blame(reply: str | None) -> None:
@@ -223,6 +240,21 @@ def _confidence_problems(config: ProgramConfig, full: Variant) -> list[str]:
     if field is None or field in outputs or not isinstance(full.module, dspy.Predict):
         return []
     return [f"programs.{config.name}.confidence_field: there is no output {field!r}{nearest(field, outputs)}"]
+
+
+def _record_problems(config: ProgramConfig, full: Variant) -> list[str]:
+    """A name that leads nowhere would leave what it meant in the record."""
+    if config.record is None:
+        return []
+    known = {*full.interface.inputs, *full.interface.outputs, COMMENT}
+    problems = [
+        f"redact: there is no input or output {name!r}{nearest(name, known)}"
+        for name in config.record.redact
+        if name not in known
+    ]
+    if Path(config.record.path).exists() and not Path(config.record.path).is_dir():
+        problems.append(f"path: {config.record.path!r} is a file; a directory is needed")
+    return problems
 
 
 def _python_values(model: type[BaseModel], inputs: dict[str, Any]) -> dict[str, Any]:

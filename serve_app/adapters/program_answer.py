@@ -26,10 +26,17 @@ class Answer:
     Attributes:
         outputs: the typed outputs in JSON form.
         confidence: how sure the program is, 0..1; ``None`` when it does not say.
+        returned: what the program itself returned.
     """
 
     outputs: dict[str, Any]
     confidence: float | None
+    returned: object = None
+
+    @property
+    def prediction(self) -> dspy.Prediction:
+        """What the program returned, as a reward function takes it."""
+        return self.returned if isinstance(self.returned, dspy.Prediction) else dspy.Prediction(**self.outputs)
 
 
 def read_answer(
@@ -63,7 +70,7 @@ def read_answer(
     problem = json_problem(outputs)
     if problem:
         raise BadOutput(f"the answer does not fit: {problem}")
-    return Answer(outputs, _confidence(prediction, outputs, confidence_field))
+    return Answer(outputs, _confidence(prediction, outputs, confidence_field), prediction)
 
 
 def ratio(value: object) -> float | None:

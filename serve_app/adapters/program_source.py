@@ -26,7 +26,7 @@ from dspy.signatures import make_signature
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 _REFERENCE = re.compile(r"^(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)$")
 
@@ -42,7 +42,22 @@ def load_module(source: str) -> dspy.Module:
     found = _REFERENCE.match(source.strip())
     if found is None:
         raise ConfigError([f"{source!r} is neither 'module:Class' nor a signature like 'ticket -> category'"])
-    return _as_module(_find(found["module"], found["name"]), source)
+    return _as_module(_find(found["module"], found["name"], _served_names), source)
+
+
+def load_function(source: str) -> Callable[..., Any]:
+    """What ``module:function`` names.
+
+    Raises:
+        ConfigError: one line that says what is wrong.
+    """
+    found = _REFERENCE.match(source.strip())
+    if found is None:
+        raise ConfigError([f"{source!r} is not 'module:function'"])
+    function = _find(found["module"], found["name"], _public_functions)
+    if not callable(function):
+        raise ConfigError([f"{source!r} is a {type(function).__name__}, not a function"])
+    return function
 
 
 def is_signature(source: str) -> bool:
@@ -89,11 +104,11 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; there is {', '.join(repr(candidate) for candidate in known[:8])}" if known else ""
 
 
-def _find(module_name: str, name: str) -> object:
+def _find(module_name: str, name: str, names: Callable[[object], list[str]]) -> object:
     found: object = _import(module_name)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ConfigError([f"{module_name!r} has no {name!r}{nearest(name, _served_names(found))}"])
+            raise ConfigError([f"{module_name!r} has no {name!r}{nearest(name, names(found))}"])
         found = getattr(found, part)
     return found
 
@@ -144,6 +159,12 @@ def _served_names(found: object) -> list[str]:
     public: dict[str, Any] = {name: value for name, value in vars(found).items() if not name.startswith("_")}
     served = [name for name, value in public.items() if _is_servable(value) and not _is_dspys_own(value)]
     return served or list(public)
+
+
+def _public_functions(found: object) -> list[str]:
+    """Public names of a module that are functions of its own or imported ones, no classes."""
+    public = {name: value for name, value in vars(found).items() if not name.startswith("_")}
+    return [name for name, value in public.items() if inspect.isroutine(value)]
 
 
 def _is_servable(value: object) -> bool:

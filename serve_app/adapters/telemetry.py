@@ -57,6 +57,11 @@ class Telemetry:
             "dspy_fallbacks", "Attempts handed to the next model.", "program", "from_model", "to_model", "reason"
         )
         self._shed = counter("dspy_shed", "Calls refused before any work.", "reason", "priority")
+        self._bad_output = counter("dspy_bad_output", "Answers that the program could not parse.", "program", "model")
+        self._reward_failures = counter(
+            "dspy_reward_failures", "Answers that were to be scored and were not.", "program", "reason"
+        )
+        self._record_lost = counter("dspy_record_lost", "Lines of a record that were not written.", "program", "reason")
         self._duration = Histogram(
             "dspy_request_duration_seconds",
             "Time to answer a call.",
@@ -93,6 +98,18 @@ class Telemetry:
     def scored(self, program: str, metric_type: str, score: float) -> None:
         """Count a quality score in 0..1."""
         self._quality.labels(program, metric_type).observe(score)
+
+    def bad_output(self, program: str, model: str) -> None:
+        """Count an answer that the program could not parse."""
+        self._bad_output.labels(program, model).inc()
+
+    def reward_failed(self, program: str, reason: str) -> None:
+        """Count an answer that was to be scored and was not."""
+        self._reward_failures.labels(program, reason).inc()
+
+    def record_lost(self, program: str, reason: str, lines: int) -> None:
+        """Count lines of a record that were not written."""
+        self._record_lost.labels(program, reason).inc(lines)
 
     def cache_hit(self, program: str, tier: str) -> None:
         """Count an answer from the cache; ``tier`` is ``near``, ``memory`` or ``redis``."""
@@ -170,6 +187,14 @@ class MetricsPage:
     def total(self, name: str) -> float:
         """Sum over all labels of the samples of that name."""
         return sum(sample.value for metric in self.collect() for sample in metric.samples if sample.name == name)
+
+    def totals(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """The samples of that name, added up by the values of these labels."""
+        totals: dict[tuple[str, ...], float] = {}
+        for sample in (sample for metric in self.collect() for sample in metric.samples if sample.name == name):
+            key = tuple(sample.labels[label] for label in labels)
+            totals[key] = totals.get(key, 0.0) + sample.value
+        return totals
 
     def collect(self) -> Iterator[Metric]:
         """Yield merged families (the interface of a ``prometheus_client`` collector)."""

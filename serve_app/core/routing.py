@@ -51,11 +51,11 @@ class ModelFacts:
     max_tokens: int | None = None
 
     @classmethod
-    def of(cls, model: ModelConfig, expected: Expectation) -> ModelFacts:
-        """The facts that a configuration and recent calls give."""
+    def of(cls, model: ModelConfig, expected: Expectation, quality: float | None = None) -> ModelFacts:
+        """The facts that a configuration and recent calls give; ``quality`` is what was learned, if anything was."""
         return cls(
             name=model.name,
-            quality=model.quality,
+            quality=model.quality if quality is None else quality,
             price=model.price,
             context_window=model.context_window,
             latency_s=expected.latency_s,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,8 +21,10 @@ from ray.serve.exceptions import RayServeException
 from serve_app.adapters.system_stats import node_cpu, node_memory
 from serve_app.config import Policy
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport
+from serve_app.core.clock import Clock
+from serve_app.core.score_tally import ScoreTally
 from serve_app.errors import SwitchyardError
-from serve_app.messages import Attempt, Outcome, OutcomeCount, Report, Snapshot
+from serve_app.messages import AnsweredCall, Attempt, Outcome, OutcomeCount, Report, Snapshot
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -38,6 +41,10 @@ MAX_SAMPLES = 500
 """Most latencies, and most waits, that one report carries; the newest are kept."""
 
 
+MAX_ANSWERED = 5000
+"""Most answered calls that one report names; the newest are kept, and verdicts on the others find nothing."""
+
+
 @dataclass(slots=True)
 class _Pending:
     """What the next report will say."""
@@ -48,6 +55,7 @@ class _Pending:
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     denials: dict[str, str] = field(default_factory=dict)
+    answered: deque[AnsweredCall] = field(default_factory=lambda: deque(maxlen=MAX_ANSWERED))
 
     def add(self, outcome: OutcomeCount) -> None:
         key = (outcome.model, outcome.outcome)
@@ -64,6 +72,7 @@ class _Pending:
         self.latencies_s += later.latencies_s
         self.waits_s += later.waits_s
         self.denials |= later.denials
+        self.answered += later.answered
 
 
 def _ignore(_: Mapping[str, BreakerReply]) -> None:
@@ -77,15 +86,30 @@ def _node() -> dict[str, float]:
 class ControlLink:
     """Exchanges with the control plane on behalf of one replica.
 
+    Attributes:
+        source: unique name of the replica.
+        snapshot: the newest one.
+        scores: what this replica's answers scored; sent with every report.
+        versions: of the programs that this replica runs; sent with every report.
+
     Args:
         handle: of the control plane; ``None`` keeps the default policy and reports to nobody.
         deployment: name of the part this replica plays.
         telemetry: the replica's metrics, sent with every report.
     """
 
-    def __init__(self, handle: DeploymentHandle[Any] | None, deployment: str, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        handle: DeploymentHandle[Any] | None,
+        deployment: str,
+        telemetry: Telemetry,
+        *,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self.source = f"{deployment}-{uuid.uuid4().hex[:8]}"
         self.snapshot = Snapshot(version=0, policy=Policy())
+        self.scores = ScoreTally(self.snapshot.policy.routing.learning.half_life_s, clock=clock)
+        self.versions: Mapping[str, str] = {}
         self._handle = handle
         self._deployment = deployment
         self._telemetry = telemetry
@@ -130,6 +154,10 @@ class ControlLink:
         self._pending.calls += 1
         self._pending.failed_calls += failed
         self._pending.latencies_s.append(latency_s)
+
+    def call_answered(self, call: AnsweredCall) -> None:
+        """Put into the next report what a caller may give a verdict on."""
+        self._pending.answered.append(call)
 
     def waited(self, wait_s: float) -> None:
         """Put a call's wait for a slot into the next report."""
@@ -190,6 +218,7 @@ class ControlLink:
         is_news = snapshot.version != self.snapshot.version
         self.snapshot = snapshot
         if is_news:
+            self.scores.reconfigure(snapshot.policy.routing.learning.half_life_s)
             for listener in self._listeners:
                 listener(snapshot)
 
@@ -208,6 +237,9 @@ class ControlLink:
             self._telemetry.samples(),
             self.snapshot.level,
             self.snapshot.orders,
+            self.versions,
+            self.scores.sums(),
+            tuple(pending.answered),
         )
 
     def _note_connection(self, *, is_connected: bool, why: str = "") -> None:

@@ -23,9 +23,22 @@ from serve_app.core.clock import Clock
 from serve_app.core.cluster_breaker import ClusterBreaker
 from serve_app.core.degradation import Decision, DegradationController, Readings
 from serve_app.core.outcomes import MEANINGS, BreakerEffect
+from serve_app.core.quality_board import QualityBoard
+from serve_app.core.recent_calls import RecentCalls
 from serve_app.core.rolling_window import RollingQuantile, RollingSums, RollingWindow
+from serve_app.deployments.quality_status import quality_gauges, quality_status
 from serve_app.errors import ConfigError, InvalidInputs
-from serve_app.messages import BreakerState, Level, ModelHealth, Orders, Outcome, OutcomeCount, Report, Snapshot
+from serve_app.messages import (
+    BreakerState,
+    Claim,
+    Level,
+    ModelHealth,
+    Orders,
+    Outcome,
+    OutcomeCount,
+    Report,
+    Snapshot,
+)
 
 log = logging.getLogger("switchyard.control_plane")
 
@@ -75,6 +88,8 @@ class ControlPlane:
         self._reports: dict[str, tuple[float, Report]] = {}
         names = [model.name for model in config.models]
         self._programs = [program.name for program in config.programs]
+        self._quality = QualityBoard({model.name: model.quality for model in config.models}, clock=clock)
+        self._recent_calls = RecentCalls()
         self._windows = {name: RollingWindow(policy.breaker.window_s, clock=clock) for name in names}
         self._breakers = {name: ClusterBreaker(policy.breaker, clock=clock) for name in names}
         self._controller = DegradationController(policy.degradation, clock=clock)
@@ -124,6 +139,8 @@ class ControlPlane:
         self._reports[report.source] = (now, report)
         self._page.update(report.source, report.metrics)
         self._forget_silent(now)
+        self._quality.take(report)
+        self._recent_calls.remember(report.answered)
         for outcome in report.outcomes:
             self._observe(outcome)
         self._denials |= report.denials
@@ -253,9 +270,14 @@ class ControlPlane:
             "queues": self._queue_depths(),
             "caches": self._sums("cache_"),
             "cost_usd": self._page.total("dspy_cost_usd_total"),
+            "quality": quality_status(self._quality, self._page, self._policy.routing),
             "policy": self._policy.model_dump(mode="json"),
             "policy_problems": list(self._policy_problems),
         }
+
+    async def claim(self, request_id: str) -> Claim:
+        """The call that a caller's verdict is about, handed out once."""
+        return self._recent_calls.claim(request_id)
 
     async def metrics(self) -> bytes:
         """The cluster's metrics in Prometheus' text format."""
@@ -306,7 +328,10 @@ class ControlPlane:
         if content != self._published:
             self._published = content
             self._version += 1
-        return Snapshot(self._version, self._policy, decision.level, decision.reason, models, self._orders)
+        routing = self._policy.routing
+        quality = self._quality.learned(routing.learning) if routing.learn_quality else {}
+        told = (self._policy, decision.level, decision.reason, models, self._orders)
+        return Snapshot(self._version, *told, quality=quality)
 
     def _health(self, model: str) -> ModelHealth:
         """The cluster's breaker, over the calls of the whole window."""
@@ -362,6 +387,7 @@ class ControlPlane:
             gauge("dspy_queue_depth", "Calls waiting for a slot.", depths),
             gauge("dspy_degradation_level", "0 full, 1 degraded, 2 minimal.", level),
             gauge("dspy_degradation_cause", "1 for what holds the present level.", cause),
+            *quality_gauges(self._quality, self._policy.routing),
         )
 
     def _forget_silent(self, now: float) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from starlette.exceptions import HTTPException
 from serve_app.core.cache_policy import parse_cache_control
 from serve_app.core.operator_access import OperatorAccess
 from serve_app.deployments.console import add_console
+from serve_app.deployments.feedback_api import add_feedback
 from serve_app.deployments.http_body import read_body
 from serve_app.deployments.http_problems import problem, problem_response, to_json
 from serve_app.deployments.openapi import add_operator_types, add_program_types, describe, describe_in_full
@@ -50,6 +49,7 @@ def build_api(ingress: Ingress, access: OperatorAccess | None = None) -> FastAPI
     api = FastAPI(title="Switchyard", version=version, docs_url=None, redoc_url=None, openapi_url=None)
     _add_errors(api)
     _add_programs(api, ingress)
+    add_feedback(api, ingress)
     access = access or OperatorAccess()
     _add_operations(api, ingress, access)
     add_operator_api(api, ingress, access)

@@ -21,6 +21,7 @@ from serve_app.core.cache_policy import Decision, decide_entry, entry_of, keep_s
 from serve_app.core.clock import Clock
 from serve_app.core.permit import Refusal
 from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.feedback import Feedback
 from serve_app.deployments.reply import reply
 from serve_app.deployments.requests import RequestReader
 from serve_app.deployments.stage import Lane, Stage
@@ -67,6 +68,7 @@ class Ingress:
         self.programs = programs
         self.link = link
         self.telemetry = telemetry
+        self.feedback = Feedback(programs, telemetry, link)
         self.reader = RequestReader(programs, (model.name for model in config.models), config.limits.max_deadline_s)
         self._near = LocalStore(config.cache.near_entries, config.cache.near_max_bytes, clock=clock)
         self._lane = Lane(downstream, resubmit=True)
@@ -122,8 +124,7 @@ class Ingress:
             raise
         finally:
             self._finished(name, model, status, self._clock() - started)
-        if result.confidence is not None and result.attempts:  # a stored or shared answer was scored when it was made
-            self.telemetry.scored(name, "confidence", result.confidence)
+        self.feedback.answered(name, request_id, result)
         return result
 
     def refused(self, program: str, error: SwitchyardError, latency_s: float) -> None:

@@ -15,6 +15,7 @@ from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import ModelConfig
 from serve_app.core.clock import Clock
 from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.scoring import Scoring
 from serve_app.deployments.stage import Chunks, answer_each
 from serve_app.errors import SwitchyardError, UpstreamError
 from serve_app.messages import Attempt, Call, Outcome, Result
@@ -29,6 +30,9 @@ class ModelReplica:
         pool: where the model's connections come from.
         telemetry: this replica's metrics.
         link: the line to the control plane.
+
+    Attributes:
+        scoring: what becomes of its answers beside the calls.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class ModelReplica:
         self._running = 0
         self._waiting = 0
         self._link = link
+        link.versions = {name: program.version for name, program in programs.items()}
+        self.scoring = Scoring(model.name, programs, telemetry, link)
         link.add_gauges(lambda: {"running": self._running, "queue_depth": self._waiting})
 
     @property
@@ -102,8 +108,11 @@ class ModelReplica:
             except SwitchyardError as error:
                 attempt = self._attempt(call, error.outcome, started, scope)
                 steps = journal.finished() if journal else ()
+                if error.outcome is Outcome.BAD_OUTPUT:
+                    self.scoring.unparsable(call)
                 return Result(call.id, error=error, attempts=(attempt,), journal=steps)
         attempt = self._attempt(call, Outcome.OK, started, scope)
+        self.scoring.answered(call, answer)
         return Result(call.id, answer.outputs, attempts=(attempt,), confidence=answer.confidence)
 
     def _attempt(self, call: Call, outcome: Outcome, started: float, scope: CallScope) -> Attempt:

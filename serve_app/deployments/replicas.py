@@ -104,6 +104,7 @@ class IngressDeployment(Holding, Ingress):
         super().__init__(config, _load_programs(config), stage, telemetry, link)
         self._access = OperatorAccess(read_operator_key(os.environ), is_local=is_loopback(listening_host() or ""))
         self._held = _hold(link, self.programs)
+        self._held.push_async_callback(self.feedback.aclose)
         if isinstance(stage, Cache):
             self._held.push_async_callback(stage.aclose)
         batched: Any = self._batched  # Ray adds the two setters to the method
@@ -195,6 +196,7 @@ class ModelDeployment(Holding, _Streaming, ModelReplica):
         super().__init__(model, programs, pool, telemetry, link)
         self._held = _hold(link, programs)
         self._held.push_async_callback(pool.aclose)
+        self._held.push_async_callback(self.scoring.aclose)
         link.start()
 
     def record_autoscaling_stats(self) -> dict[str, float]:

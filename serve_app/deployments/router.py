@@ -110,8 +110,13 @@ class Router:
     def _route(self, call: Call) -> tuple[Demand, Route]:
         level = self._levels[call.program].at(call.level)
         demand = Demand.of(call.inputs, call.options, level.max_tokens)
+        learned = self._link.snapshot.quality
         facts = {
-            name: ModelFacts.of(model, self._recent.expect(call.program, name, prior_latency_s=model.latency_s))
+            name: ModelFacts.of(
+                model,
+                self._recent.expect(call.program, name, prior_latency_s=model.latency_s),
+                learned.get((call.program, call.level, name)),
+            )
             for name, model in self._models.items()
         }
         return demand, select(demand, level.models, facts, self._link.snapshot.policy.routing, self._default_model)

@@ -21,6 +21,9 @@ class FakePool:
 class FakeProgram:
     """Spends tokens, then does what ``act`` does."""
 
+    version = "v1"
+    reward = None
+
     def __init__(self, config, act=None) -> None:
         self.config = config
         self._act = act
