@@ -9,7 +9,7 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import click
 
@@ -79,6 +79,26 @@ def run(file: Path, *, plain: bool, verbose: bool, log_file: Path) -> None:
     from serve_app import launcher  # noqa: PLC0415 - only this command needs it
 
     raise SystemExit(launcher.run(file, plain=plain, verbose=verbose, log_file=log_file))
+
+
+@cli.command("export-trainset")
+@_FILE
+@click.option("--program", required=True, help="Whose calls.")
+@click.option("--min-score", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Leave out lower ones.")
+@click.option("--output", "-o", type=click.File("w", encoding="utf-8"), default="-", help="A file, or -.")
+def export_trainset(file: Path, program: str, min_score: float, output: IO[str]) -> None:
+    """Write a program's recorded and scored calls as JSON lines, to optimise it again.
+
+    FILE (default: serve_config.yaml) says where the program's record is. Load the lines as dspy.Example objects with
+    serve_app.trainset.load_trainset.
+    """
+    from serve_app.trainset import read_archive, record_of, write_rows  # noqa: PLC0415 - only this command needs it
+
+    archive = read_archive(record_of(file, program), program)
+    rows = list(archive.rows(min_score))
+    output.writelines(write_rows(rows))
+    left_out = f"{archive.unmatched} verdicts on unrecorded calls, {archive.unreadable} unreadable lines"
+    click.echo(f"{len(rows)} of {len(archive.calls)} recorded calls written; {left_out}", err=True)
 
 
 @cli.command()

@@ -1,7 +1,6 @@
 """What the ingress admits, stamps, counts and keeps; its callers over handles."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from deployment_fakes import FakeStage, app_config, failed, link, ok, programs, settle
@@ -203,23 +202,6 @@ async def test_only_if_cached_and_no_store_reach_the_stage_as_they_were_said() -
     await bench.ask(cache_control="only-if-cached")
     assert [asked.freshness.no_store for asked in bench.stage.calls] == [True, False]
     assert [asked.freshness.only_if_cached for asked in bench.stage.calls] == [False, True]
-
-
-@pytest.mark.parametrize(("status", "scored"), [(CacheStatus.MISS, 1), (CacheStatus.COALESCED, 0)])
-async def test_an_answer_is_scored_once_however_many_share_it(status, scored) -> None:
-    def answer(asked):
-        made = replace(ok(asked), confidence=0.8, cache=status)
-        return made if status is CacheStatus.MISS else replace(made, attempts=())
-
-    bench = Bench(answer)
-    await bench.ask()
-    counts = [
-        value
-        for family in bench.link._telemetry.samples()
-        for name, _, value in family.samples
-        if name == "dspy_quality_score_count"
-    ]
-    assert sum(counts) == scored
 
 
 async def test_a_hit_is_counted_under_the_model_that_made_the_answer() -> None:
