@@ -19,6 +19,7 @@ from serve_app.config import (
     Price,
     ProgramConfig,
     Replicas,
+    RewardConfig,
     Section,
 )
 from serve_app.messages import Level
@@ -92,3 +93,15 @@ def test_the_default_policy_is_valid_and_cannot_be_changed_in_place() -> None:
     policy = Policy()
     with pytest.raises(ValidationError):
         policy.routing.max_attempts = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", ["rewards:exact", {"function": "rewards:exact"}])
+def test_a_reward_may_be_named_alone(value: Any) -> None:
+    program = ProgramConfig.model_validate({"name": "p", "program": "a -> b", "levels": LEVELS, "reward": value})
+    assert program.reward == RewardConfig(function="rewards:exact", share=1.0, timeout_s=5.0)
+
+
+@pytest.mark.parametrize("value", ["exact", "a -> b", {"function": "rewards.exact"}, {"share": 0.5}, {}, 3])
+def test_what_names_no_reward_function_is_refused(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        ProgramConfig.model_validate({"name": "p", "program": "a -> b", "levels": LEVELS, "reward": value})

@@ -9,7 +9,7 @@ from serve_app.core.clock import ManualClock
 from serve_app.core.route_gate import RouteGate
 from serve_app.deployments.control_plane import SILENCE_S, ControlPlane
 from serve_app.errors import ConfigError
-from serve_app.messages import Level, Outcome, OutcomeCount, Report
+from serve_app.messages import Level, MetricType, Origin, Outcome, OutcomeCount, Report, ScoreSum
 
 
 @pytest.fixture
@@ -124,3 +124,39 @@ async def test_the_page_has_what_only_the_control_plane_knows(plane) -> None:
     page = (await plane.metrics()).decode()
     assert "dspy_degradation_level 0.0" in page
     assert 'dspy_breaker_state{model="large"} 0.0' in page
+
+
+def scored(source: str, mean: float) -> Report:
+    score = ScoreSum(Origin("ask", "v1", "small", Level.FULL), MetricType.REWARD, 100.0, 100 * mean)
+    return Report(source, "Model-small", versions={"ask": "v1"}, scores=(score,))
+
+
+async def test_what_was_learned_is_published_only_when_the_policy_says_so(plane, clock) -> None:
+    assert (await plane.exchange(scored("Model-small-1", 0.3))).quality == {}
+    plane.reconfigure({"routing": {"learn_quality": True}})
+    clock.advance(1)
+    quality = (await plane.exchange(scored("Model-small-1", 0.3))).quality
+    assert 0.3 < quality["ask", Level.FULL, "small"] < 0.4
+    assert ("ask", Level.FULL, "large") not in quality
+
+
+async def test_what_was_learned_is_shown_beside_the_prior_also_while_it_is_not_used(plane, clock) -> None:
+    telemetry = Telemetry()
+    telemetry.bad_output("ask", "large")
+    await plane.exchange(scored("Model-small-1", 0.3))
+    await plane.exchange(Report("Model-large-1", "Model-large", metrics=telemetry.samples()))
+    status = (await plane.status())["quality"]
+    small, large = (status["programs"]["ask"]["models"][name] for name in ("small", "large"))
+    assert status["learning"] is False
+    assert small["prior"] == 0.7
+    assert 0.3 < small["learned"]["full"] < 0.4
+    assert small["scores"] == [
+        {"version": "v1", "level": "full", "metric_type": "reward", "mean": 0.3, "samples": 100.0}
+    ]
+    assert (large["bad_outputs"], large["learned"]["full"], large["scores"]) == (1, large["prior"], [])
+    page = (await plane.metrics()).decode()
+    assert 'dspy_quality_mean{level="full",metric_type="reward",model="small",program="ask"} 0.3' in page
+    assert 'dspy_quality_prior{model="small"} 0.7' in page
+    learned = page.split('dspy_quality_learned{level="full",model="small",program="ask"} ')[1]
+    assert float(learned.split()[0]) == pytest.approx(0.38)  # (0.7 * 20 + 0.3 * (100 - 20)) / 100
+    assert 'dspy_bad_output_total{model="large",program="ask"} 1.0' in page

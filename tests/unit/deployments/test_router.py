@@ -18,7 +18,7 @@ from serve_app.errors import (
     RateLimited,
     UpstreamRefused,
 )
-from serve_app.messages import Attempt, Complexity, Options, Outcome, Result, Snapshot, Step, StepKind
+from serve_app.messages import Attempt, Complexity, Level, Options, Outcome, Result, Snapshot, Step, StepKind
 
 HARD = Options(complexity=Complexity.HIGH)
 FALLBACKS = [
@@ -255,3 +255,18 @@ async def test_a_call_falls_back_for_nothing_only_once() -> None:
     result = await bench.ask()
     assert isinstance(result.error, NoRoute)
     assert bench.asked() == {"large": 1, "medium": 1}
+
+
+@pytest.mark.parametrize(
+    ("learned", "answers"),
+    [
+        ({}, "medium"),
+        ({("ask", Level.FULL, "small"): 0.82}, "small"),
+        ({("ask", Level.FULL, "medium"): 0.5}, "large"),
+        ({("ask", Level.MINIMAL, "small"): 0.9, ("other", Level.FULL, "small"): 0.9}, "medium"),
+    ],
+)
+async def test_what_was_learned_of_a_program_takes_the_place_of_the_prior(learned, answers) -> None:
+    bench = Bench()
+    bench.link.snapshot = replace(bench.link.snapshot, quality=learned)
+    assert (await bench.ask(options=Options(complexity=Complexity.MEDIUM))).model == answers
