@@ -70,7 +70,7 @@ class Service:
                 "default_model": "medium",
             }
         )
-        self.plane = ControlPlane(config.models)
+        self.plane = ControlPlane(config)
         self.plane.reconfigure({"routing": routing, "degradation": {"pin": "full"}})
         self.pool = LMPool()
         self.links: list[ControlLink] = []

@@ -56,7 +56,7 @@ class Replica:
 
 class Cluster:
     def __init__(self, answer=ok, **config) -> None:
-        self.plane = ControlPlane(app_config().models, clock=ManualClock())
+        self.plane = ControlPlane(app_config(), clock=ManualClock())
         self.handle = Handle(self.plane)
         self.replicas = [Replica(self.handle, answer, **config) for _ in range(2)]
 
