@@ -38,8 +38,10 @@ class Triage(dspy.Module):
         return await self.decide.acall(ticket=ticket, context=context)
 
 
-def is_grounded(args: dict[str, Any], pred: dspy.Prediction) -> float:
+def is_grounded(args: dict[str, Any], pred: dspy.Prediction) -> float | None:
     """A reward that needs no labels: the share of the summary's words that stand in the ticket or its context."""
+    words = str(pred.get("summary", "")).lower().split()
+    if not words:  # at level ``minimal`` there is no summary, and so no opinion
+        return None
     known = set(f"{args['ticket']} {args['context']}".lower().split())
-    words = pred.summary.lower().split()
-    return sum(word in known for word in words) / len(words) if words else 0.0
+    return sum(word in known for word in words) / len(words)

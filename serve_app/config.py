@@ -317,6 +317,8 @@ class ComplexityThresholds(Section):
 class LearningPolicy(Section):
     """How scores move a model's quality; ``serve_app.core.learned_quality`` has the formula."""
 
+    sources: tuple[Literal["reward", "feedback", "confidence"], ...] = Field(("reward", "feedback"), min_length=1)
+    """Scores that count, all alike; leave ``feedback`` out where callers are not trusted with your routing."""
     min_samples: NonNegativeFloat = 20
     """Scored answers of a model for a program that move nothing yet."""
     prior_weight: PositiveFloat = 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from serve_app.config import Policy
@@ -241,8 +241,7 @@ class ScoreSum:
     total: float
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweredCall:
+class AnsweredCall(NamedTuple):
     """An answered call, so that a verdict on it finds its origin; ``call_id`` is unique, ``request_id`` may repeat."""
 
     request_id: str

@@ -7,7 +7,7 @@ A thread cannot be stopped, so a sync function that hangs keeps its place until 
 taken, further answers go unscored instead of waiting. The threads are daemons: a process ends without them.
 
 A score is a number in 0..1. What lies outside is refused and counted, never clamped: a reward on another scale would
-read as perfect for ever, and teach the router so. ``True`` is 1.
+read as perfect for ever, and teach the router so. ``True`` is 1, and ``None`` is no opinion.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ from serve_app.errors import ConfigError
 MAX_RUNNING: Final = 4
 """Most scores of one program worked out at once in one process."""
 
+ABSTAINED: Final = "abstained"
+"""Why there is no score when the function has no opinion: counted, and no reason to log."""
+
 
 class RewardFailed(Exception):
     """There is no score.
 
     Attributes:
-        reason: ``busy``, ``timeout``, ``raised``, ``not_a_number``, ``not_finite`` or ``out_of_range``.
+        reason: ``abstained``, ``busy``, ``timeout``, ``raised``, ``not_a_number``, ``not_finite`` or ``out_of_range``.
         kind: type of the exception that the function raised; empty otherwise.
     """
 
@@ -138,6 +141,8 @@ def read_score(value: object) -> float:
     Raises:
         RewardFailed: it is none.
     """
+    if value is None:
+        raise RewardFailed(ABSTAINED)
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise RewardFailed("not_a_number")
     try:

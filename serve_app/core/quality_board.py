@@ -4,9 +4,9 @@ Each replica reports the sums it has (``score_tally``). The board keeps the newe
 on after the replica has gone, so it forgets nothing that counts and counts nothing twice, and after a restart of its
 own the next reports say everything again.
 
-Rewards and callers' verdicts teach; a program's own confidence is shown and not learned from, since models are
-overconfident when asked (Xiong et al. 2024, arXiv:2306.13063). Only scores of the program's current version teach:
-the version that the replica started last runs.
+Rewards and callers' verdicts teach; a program's own confidence is shown and, unless the policy says so, not learned
+from, since models are overconfident when asked (Xiong et al. 2024, arXiv:2306.13063). Only scores of the program's
+current version teach: the version that the replica started last runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from serve_app.config import LearningPolicy
     from serve_app.core.clock import Clock
 
-TEACHING: Final = frozenset({MetricType.REWARD, MetricType.FEEDBACK})
 MAX_SOURCES: Final = 1024
 """Most replicas remembered; the one silent for longest goes first."""
 REFRESH_S: Final = 0.2
@@ -90,7 +89,7 @@ class QualityBoard:
         evidence: dict[tuple[str, str], dict[Level, Evidence]] = {}
         for (origin, metric_type), scored in self.scores(policy.half_life_s).items():
             is_current = current.get(origin.program, origin.version) == origin.version
-            if metric_type in TEACHING and origin.model in self.priors and is_current:
+            if metric_type in policy.sources and origin.model in self.priors and is_current:
                 levels = evidence.setdefault((origin.program, origin.model), {})
                 levels[origin.level] = levels.get(origin.level, Evidence()) + scored
         return {

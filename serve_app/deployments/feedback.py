@@ -15,7 +15,7 @@ from serve_app.adapters.telemetry import Telemetry
 from serve_app.deployments.control_link import EXCHANGE_INTERVAL_S, ControlLink
 from serve_app.deployments.scoring import Scores, ids, records_of
 from serve_app.errors import AlreadyScored, ControlPlaneUnreachable, UnknownRequest
-from serve_app.messages import AnsweredCall, Claim, MetricType, Origin, Result
+from serve_app.messages import AnsweredCall, Claim, Level, MetricType, Origin, Result
 
 SECOND_LOOK_S: Final = 2 * EXCHANGE_INTERVAL_S
 """Seconds after which an unknown call is looked for again: it may have been answered a moment ago."""
@@ -34,6 +34,7 @@ class Feedback:
 
     def __init__(self, programs: Mapping[str, Program], telemetry: Telemetry, link: ControlLink) -> None:
         self._versions = {name: program.version for name, program in programs.items()}
+        self._origins: dict[tuple[str, str, Level], Origin] = {}
         self._link = link
         self._scores = Scores(telemetry, link)
         self._records = records_of(programs, telemetry, link)
@@ -41,7 +42,10 @@ class Feedback:
 
     def answered(self, program: str, request_id: str, result: Result) -> None:
         """Let verdicts on this answer find it."""
-        origin = Origin(program, self._versions[program], result.model, result.level)
+        key = (program, result.model, result.level)
+        origin = self._origins.get(key)
+        if origin is None:  # one object for each: a report names thousands of calls and few origins
+            origin = self._origins[key] = Origin(program, self._versions[program], result.model, result.level)
         self._link.call_answered(AnsweredCall(request_id, result.id, origin))
 
     async def give(self, request_id: str, score: float, comment: str = "") -> Origin:

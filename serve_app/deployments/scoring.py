@@ -17,7 +17,7 @@ from typing import Any, Final
 from serve_app.adapters.call_record import CallRecord
 from serve_app.adapters.dspy_program import Program
 from serve_app.adapters.program_answer import Answer
-from serve_app.adapters.reward_function import RewardFailed, RewardFunction
+from serve_app.adapters.reward_function import ABSTAINED, RewardFailed, RewardFunction
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.core.clock import Clock
 from serve_app.deployments.control_link import ControlLink
@@ -116,7 +116,7 @@ class Scoring:
     def _failed(self, call: Call, failure: RewardFailed) -> None:
         self._telemetry.reward_failed(call.program, failure.reason)
         key, now = (call.program, failure.reason), self._clock()
-        if now - self._logged.get(key, -LOG_EVERY_S) >= LOG_EVERY_S:
+        if failure.reason != ABSTAINED and now - self._logged.get(key, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._logged[key] = now
             fields = {"program": call.program, "reason": failure.reason, "kind": failure.kind}
             log.warning("reward.failed", extra={**fields, "request_id": call.request_id})

@@ -102,7 +102,7 @@ def test_numbers_from_0_to_1_are_scores(value) -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (None, "not_a_number"),
+        (None, "abstained"),
         ("0.5", "not_a_number"),
         ([1], "not_a_number"),
         (dspy.Prediction(answer="x"), "not_a_number"),

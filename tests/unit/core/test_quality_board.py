@@ -61,11 +61,13 @@ def test_a_replica_that_is_gone_still_counts_while_its_scores_fade() -> None:
     assert found.weight == pytest.approx(5)
 
 
-def test_confidence_is_shown_and_teaches_nothing() -> None:
+def test_confidence_is_shown_and_teaches_only_if_asked_to() -> None:
     bench = Board()
     bench.report("a", 0.0, metric_type=MetricType.CONFIDENCE)
     assert bench.board.scores(100)
     assert bench.learned() == 0.8
+    trusting = POLICY.model_copy(update={"sources": ("confidence",)})
+    assert bench.board.learned(trusting)["triage", Level.FULL, "small"] < 0.5
 
 
 def test_callers_verdicts_teach_like_rewards() -> None:

@@ -92,6 +92,14 @@ async def test_a_reward_off_the_scale_is_counted_by_its_reason_and_logged_once_a
     assert "scale" not in str(vars(caplog.records[0]))
 
 
+async def test_a_reward_without_an_opinion_is_counted_and_not_logged(caplog) -> None:
+    bench = Bench(reward=REWARD)
+    await bench.answered("?")
+    assert bench.scores() == {}
+    assert bench.count("dspy_reward_failures_total") == {("ask", "abstained"): 1}
+    assert caplog.records == []
+
+
 async def test_an_answer_nobody_can_parse_is_counted_and_scores_0_in_the_rewards_sample() -> None:
     bench = Bench(0.9, 0.1, reward={"function": REWARD, "share": 0.5})
     for _ in range(2):
