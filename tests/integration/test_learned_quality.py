@@ -16,7 +16,7 @@ import pytest
 from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import load_program
 from serve_app.adapters.telemetry import Telemetry
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, RecordConfig
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.control_plane import ControlPlane
 from serve_app.deployments.ingress import Ingress
@@ -24,6 +24,7 @@ from serve_app.deployments.model_replica import ModelReplica
 from serve_app.deployments.router import Router
 from serve_app.simulator.profile import ModelProfile, Profile
 from serve_app.simulator.server import background
+from serve_app.trainset import load_trainset, read_archive, write_rows
 
 CATEGORIES = ("billing", "bug", "account")
 EXCHANGED_S = 5.0
@@ -47,7 +48,7 @@ class Handle:
 class Service:
     """Everything but the cache, wired as ``graphs.compact`` does it."""
 
-    def __init__(self, provider_url: str, **routing) -> None:
+    def __init__(self, provider_url: str, record: str | None = None, **routing) -> None:
         self.config = config = AppConfig.model_validate(
             {
                 "programs": [
@@ -55,6 +56,7 @@ class Service:
                         "name": "triage",
                         "program": "ticket -> category: Literal['billing', 'bug', 'account']",
                         "reward": f"{__name__}:right",
+                        "record": {"path": record} if record else None,
                         "cache": {"ttl_s": 0},
                         "levels": {"full": {"models": ["medium", "small"]}},
                     }
@@ -74,7 +76,7 @@ class Service:
         self.plane.reconfigure({"routing": routing, "degradation": {"pin": "full"}})
         self.pool = LMPool()
         self.links: list[ControlLink] = []
-        stages = {}
+        self.stages = stages = {}
         for model in config.models:
             telemetry, link = self.link(f"Model-{model.name}")
             stages[model.name] = ModelReplica(model, self.programs(), self.pool, telemetry, link)
@@ -153,3 +155,21 @@ async def test_without_learning_it_stays_and_status_shows_what_would_be_learned(
     assert small["learned"]["full"] < small["prior"]
     assert 'dspy_quality_score_count{metric_type="reward",program="triage"} 200.0' in page
     assert 'dspy_quality_mean{level="full",metric_type="reward",model="small",program="triage"}' in page
+
+
+async def test_what_was_recorded_and_judged_comes_back_as_a_trainset(provider_url, tmp_path) -> None:
+    async with Service(provider_url, record=str(tmp_path / "record")) as service:
+        await asked(service, calls=40)
+        reply = await service.ingress.predict("triage", {"ticket": "This one is about a bug."}, request_id="mine")
+        await service.exchanged()
+        assert (await service.ingress.feedback.give("mine", 0.125, "no")).model == reply["meta"]["model"]
+        for stage in service.stages.values():
+            await stage.scoring.aclose()
+        await service.ingress.feedback.aclose()
+    archive = read_archive(RecordConfig(path=str(tmp_path / "record")), "triage")
+    (tmp_path / "trainset.jsonl").write_text("".join(write_rows(archive.rows())))
+    trainset = load_trainset(tmp_path / "trainset.jsonl")
+    assert (len(trainset), archive.unmatched, archive.unreadable) == (41, 0, 0)
+    for example in trainset[:40]:
+        assert example.score == right(example.inputs().toDict(), example.labels())
+    assert (trainset[40].ticket, trainset[40].score, trainset[40].comment) == ("This one is about a bug.", 0.125, "no")
