@@ -8,6 +8,7 @@ Durations end in ``_s`` (seconds), money in ``_usd``, ratios and qualities are 0
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -60,17 +61,43 @@ class LowConfidence(Section):
     """Seconds such an answer stays fresh; 0 never stores it."""
 
 
+class CacheRule(Section):
+    """Another life for answers that say a certain thing."""
+
+    field: str = Field(min_length=1)
+    """Name of an output of the program."""
+    equals: str | bool | int | float | None
+    """What it says, in JSON form; ``1`` equals ``1.0`` but neither ``true`` nor ``"1"``."""
+    ttl_s: NonNegativeFloat
+    """Seconds such an answer stays fresh; 0 never stores it."""
+
+    def matches(self, outputs: Mapping[str, object]) -> bool:
+        """Whether the answer says it; one without the field does not."""
+        value = outputs.get(self.field, ...)
+        return isinstance(value, bool) is isinstance(self.equals, bool) and value == self.equals
+
+
 class ProgramCache(Section):
     """How long one program's answers are worth keeping."""
 
     ttl_s: NonNegativeFloat = 1800
     """Seconds an answer stays fresh; 0 turns caching off for the program."""
+    rules: tuple[CacheRule, ...] = ()
+    """By what an answer says: the first rule that matches takes the place of ``ttl_s``."""
     low_confidence: LowConfidence | None = None
-    """Needs ``confidence_field``."""
+    """Needs ``confidence_field``; makes a life shorter, never longer."""
+    early_refresh_beta: NonNegativeFloat = 1.0
+    """How eagerly an answer in demand is made anew before ``ttl_s`` ends (XFetch); 0 waits for the end."""
     stale_while_revalidate_s: NonNegativeFloat = 0
     """Seconds after ``ttl_s`` during which the old answer is served while a new one is made (RFC 5861)."""
     stale_if_error_s: NonNegativeFloat = 0
     """Seconds after ``ttl_s`` during which the old answer is served when no model can answer (RFC 5861)."""
+
+    @model_validator(mode="after")
+    def _rules_need_caching(self) -> Self:
+        if self.rules and self.ttl_s == 0:
+            raise ValueError("rules have no effect while ttl_s is 0, which turns caching off")
+        return self
 
 
 class LevelConfig(Section):

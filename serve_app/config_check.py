@@ -148,7 +148,8 @@ def _programs(config: AppConfig, base_dir: Path) -> Iterator[Problem]:
         texts: dict[Key, list[str]] = {}
         for line in _load_problems(program, base_dir):
             where, _, text = line.removeprefix(f"programs.{program.name}.").partition(": ")
-            texts.setdefault(("programs", position, *where.split(".")), []).append(text)
+            key = (int(part) if part.isdecimal() else part for part in where.split("."))
+            texts.setdefault(("programs", position, *key), []).append(text)
         yield from (Problem(key, "; ".join(found)) for key, found in texts.items())
 
 

@@ -27,7 +27,10 @@ class Level(StrEnum):
     @property
     def rank(self) -> int:
         """0 full, 1 degraded, 2 minimal: the value of ``dspy_degradation_level``."""
-        return list(Level).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {level: rank for rank, level in enumerate(Level)}
 
 
 class Complexity(StrEnum):
@@ -105,6 +108,8 @@ class Freshness:
     no_store: bool = False
     only_if_cached: bool = False
     max_age_s: float | None = None
+    max_stale_s: float | None = None
+    min_fresh_s: float | None = None
 
 
 class StepKind(StrEnum):
@@ -144,6 +149,9 @@ class Call:
         level: what the program is at the moment.
         model: the one model to ask; set by the router on its way to a replica.
         key: cache key; ``""`` keeps the call out of every cache.
+        level_keys: the same call's keys at every level, best first, ``key`` among them. What is stored for a better
+            level may answer this call; what is stored for a worse one may only stand in for an error. Cut off after
+            ``key`` when nothing may stand in; empty when only ``key`` matters.
         tenant: who asks; answers are never shared between tenants.
         journal: what earlier attempts at this call finished; the next one goes on from there.
     """
@@ -157,9 +165,16 @@ class Call:
     level: Level = Level.FULL
     model: str = ""
     key: str = ""
+    level_keys: tuple[str, ...] = ()
     tenant: str = ""
     freshness: Freshness = Freshness()
     journal: tuple[Step, ...] = ()
+
+    def key_at(self, level: Level) -> str:
+        """Key of an answer of that level to this call; ``""`` when it is not known."""
+        if level is self.level:
+            return self.key
+        return self.level_keys[level.rank] if self.key and level.rank < len(self.level_keys) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +210,25 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """What it took to make an answer that a caller got for nothing."""
+
+    latency_s: float = 0.0
+    cost_usd: float = 0.0
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one call: ``outputs``, or an ``error`` and the ``journal`` of what was finished before it."""
+    """What became of one call: ``outputs``, or an ``error`` and the ``journal`` of what was finished before it.
+
+    Attributes:
+        cache: how the cache took part; ``tier`` is who had a stored answer, ``age_s`` how old it is.
+        forwarded: why a cache asked a model though it was to look first: ``request`` or ``stale`` (RFC 9211 §2.2);
+            empty when it knew nothing.
+        fresh_for_s: seconds the answer stays fresh in the cache, negative for a stale one; ``None`` when not there.
+        saved: what the caller of a stored or shared answer was spared.
+    """
 
     id: str
     outputs: dict[str, Any] | None = None
@@ -209,6 +241,9 @@ class Result:
     cache: CacheStatus = CacheStatus.MISS
     tier: str = ""
     age_s: float = 0.0
+    forwarded: str = ""
+    fresh_for_s: float | None = None
+    saved: Saved = Saved()
     confidence: float | None = None
     journal: tuple[Step, ...] = ()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from serve_app.adapters.program_answer import Answer, NoOutputs, read_answer
 from serve_app.adapters.program_errors import translate, unparsed_reply
 from serve_app.adapters.program_levels import Shape, Variant, shape_of, variant_of
 from serve_app.adapters.program_runner import ProgramThreads, out_of_time
-from serve_app.adapters.program_schema import describe_errors
+from serve_app.adapters.program_schema import describe_errors, may_say
 from serve_app.adapters.program_source import load_module, nearest
 from serve_app.adapters.program_state import apply_state, clear_lms
 from serve_app.adapters.program_tools import journal_tools
@@ -193,6 +194,7 @@ def load_program(config: ProgramConfig, base_dir: Path | None = None, *, max_thr
         state = apply_state(module, (base_dir or Path()) / config.state) if config.state is not None else b""
     shapes = _shapes(config, full, threads, problems)
     problems += _confidence_problems(config, full)
+    problems += _rule_problems(config, full)
     problems += [f"programs.{config.name}.record.{problem}" for problem in _record_problems(config, full)]
     reward = None
     with _collected(problems, f"{where}.reward"):
@@ -254,6 +256,19 @@ def _record_problems(config: ProgramConfig, full: Variant) -> list[str]:
     ]
     if Path(config.record.path).exists() and not Path(config.record.path).is_dir():
         problems.append(f"path: {config.record.path!r} is a file; a directory is needed")
+    return problems
+
+
+def _rule_problems(config: ProgramConfig, full: Variant) -> list[str]:
+    """Each rule names an output, and something that this output may say."""
+    problems = []
+    for position, rule in enumerate(config.cache.rules):
+        where = f"programs.{config.name}.cache.rules.{position}"
+        if rule.field not in full.interface.outputs:
+            near = nearest(rule.field, full.interface.outputs)
+            problems.append(f"{where}.field: there is no output {rule.field!r}{near}")
+        elif not may_say(full.outputs, rule):
+            problems.append(f"{where}.equals: output {rule.field!r} never says {json.dumps(rule.equals)}")
     return problems
 
 

@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     TypeAdapter,
+    ValidationError,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
@@ -30,12 +31,14 @@ from pydantic import (
 )
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined, to_jsonable_python
+from pydantic_core import PydanticSerializationError, PydanticUndefined, to_jsonable_python
 
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from serve_app.config import CacheRule
 
 MAX_DEPTH = 100
 """Most levels of nesting in inputs and outputs; DSPy and JSON writers recurse, and recursion has an end."""
@@ -81,6 +84,18 @@ def outputs_model(name: str, fields: Mapping[str, FieldDefinition]) -> type[Base
         ConfigError: a field whose type has no JSON form, by name.
     """
     return _model(f"{_pascal(name)}Outputs", _Outputs, fields, "output")
+
+
+def may_say(outputs: type[BaseModel], rule: CacheRule) -> bool:
+    """Whether the output that ``rule`` names can ever be what the rule asks for."""
+    field = outputs.model_fields[rule.field]
+    annotation: Annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    try:
+        said = adapter.dump_python(adapter.validate_python(rule.equals), mode="json")
+    except (ValidationError, PydanticSerializationError):
+        return False
+    return rule.matches({rule.field: said})
 
 
 def definition(field: FieldInfo, annotation: Annotation = None) -> FieldDefinition:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
-from serve_app.messages import CacheStatus, Level, Result, Usage
+from serve_app.messages import CacheStatus, Level, Result, Saved, Usage
 
 COMPRESS_FROM_BYTES: Final = 4096
 """JSON at least this long is compressed; below, the saving is not worth 50 µs."""
@@ -62,15 +62,19 @@ class Entry:
         """Seconds since it was made; 0 for one that another machine's clock dates in the future."""
         return max(0.0, unix_now - self.created_at)
 
-    def answer(self, call_id: str, *, status: CacheStatus, tier: str, age_s: float) -> Result:
+    def answer(
+        self, call_id: str, *, status: CacheStatus, tier: str, unix_now: float, ttl_s: float | None = None
+    ) -> Result:
         """The result a caller gets from it: no attempts, no tokens, no cost.
 
         Args:
             call_id: the call it answers.
             status: ``hit`` or ``stale``.
             tier: which level of the cache had it.
-            age_s: for the ``Age`` header.
+            unix_now: what its age is counted to.
+            ttl_s: seconds it is fresh, when the configuration has made them fewer since.
         """
+        age_s = self.age_s(unix_now)
         return Result(
             id=call_id,
             outputs=self.outputs,
@@ -79,6 +83,8 @@ class Entry:
             cache=status,
             tier=tier,
             age_s=age_s,
+            fresh_for_s=(self.ttl_s if ttl_s is None else ttl_s) - age_s,
+            saved=Saved(self.latency_s, self.cost_usd, self.usage),
             confidence=self.confidence,
         )
 

@@ -14,7 +14,7 @@ from serve_app.config import ModelConfig, ProgramConfig
 from serve_app.core.canonical_json import canonical_json
 from serve_app.messages import Level, Options
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Grows when the same call gets another key, so that old and new code never share an answer by accident."""
 
 
@@ -42,11 +42,35 @@ def cache_key(
     Raises:
         InvalidInputs: an input has no canonical form; the detail names it.
     """
+    (key,) = cache_keys(
+        program=program,
+        version=version,
+        tenant=tenant,
+        inputs=inputs,
+        options=options,
+        fingerprints={level: fingerprint},
+    )
+    return key
+
+
+def cache_keys(
+    *,
+    program: str,
+    version: str,
+    tenant: str,
+    inputs: Mapping[str, object],
+    options: Options,
+    fingerprints: Mapping[Level, str],
+) -> tuple[str, ...]:
+    """``cache_key`` at each level of ``fingerprints``, in their order, with the inputs read once."""
     wishes = [options.model, options.max_tokens, str(options.complexity), options.budget_usd]
-    scope = [SCHEMA, program, version, str(level), tenant, fingerprint, wishes]
-    digest = hashlib.sha256(canonical_json(scope, "options"))
-    digest.update(canonical_json(inputs, "inputs"))
-    return digest.hexdigest()
+    content = hashlib.sha256(canonical_json(inputs, "inputs"))
+    keys = []
+    for level, fingerprint in fingerprints.items():
+        digest = content.copy()
+        digest.update(canonical_json([SCHEMA, program, version, str(level), tenant, fingerprint, wishes], "options"))
+        keys.append(digest.hexdigest())
+    return tuple(keys)
 
 
 def level_fingerprint(

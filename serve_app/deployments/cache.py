@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,21 +15,23 @@ from serve_app.adapters.redis_store import RedisStore, StoredBytes, StoreKey
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.core.cache_entry import Entry, decode, encode
-from serve_app.core.cache_policy import Decision, decide_entry, entry_of, keep_s
+from serve_app.core.cache_policy import Decision, current_ttl_s, entry_of, keep_s
 from serve_app.core.clock import Clock
+from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
+from serve_app.core.stored_answers import Stored, choose, forward_reason, keys_to_read
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.deployments.stage import Chunks, Lane, Stage, answer_each
 from serve_app.errors import DeadlineExceeded
-from serve_app.messages import CacheStatus, Call, Result, Usage
+from serve_app.messages import CacheStatus, Call, Result, Saved, Usage
 
 log = logging.getLogger("switchyard.cache")
 
 STALE_RESERVE_S = 0.25
 """Seconds before its deadline at which a call that has a stale answer waits no longer for a model."""
 
-_Found = tuple[Entry | None, str]
-"""A stored answer and the tier that had it."""
+_Found = Mapping[str, Stored]
+"""Stored answers by key."""
 
 
 class Cache:
@@ -50,6 +53,7 @@ class Cache:
         *,
         clock: Clock = time.monotonic,
         unix_clock: Clock = time.time,
+        draw: Draw = random.random,
     ) -> None:
         self.redis: RedisStore | None = None
         """The shared level; absent until it is known, and where none is wanted."""
@@ -59,6 +63,7 @@ class Cache:
         self._telemetry = telemetry
         self._clock = clock
         self._unix_clock = unix_clock
+        self._draw = draw
         self._flights: SingleFlight[Result] = SingleFlight()
         self._unwritten: list[StoredBytes] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,36 +72,40 @@ class Cache:
     def run(self, calls: Sequence[Call]) -> Chunks:
         """Answer each call, each as it is ready; one read of Redis for all that memory does not have."""
         deadlines = {call.id: self._clock() + call.remaining_s for call in calls}
-        found: dict[str, _Found] = {}
-        unknown = []
-        for call in calls:
-            if not _may_use_stored(call):
-                continue
-            entry = self._memory.get(call.key)
-            if entry is not None:
-                found[call.key] = (entry, "memory")
-            else:
-                unknown.append(call)
-        reading = asyncio.ensure_future(self._read_redis(self.redis, unknown)) if unknown and self.redis else None
+        found = self._read_memory(calls)
+        asking = {call.id: call for call in calls if keys_to_read(call) and not self._is_fresh(call, found)}
+        reading = None
+        if asking and self.redis:
+            reading = asyncio.ensure_future(self._read_redis(self.redis, asking.values(), found))
 
         async def answer(call: Call) -> Result:
-            known = found.get(call.key)
-            if known is None and reading is not None and _may_use_stored(call):
-                known = (await asyncio.shield(reading)).get(call.key)
-            return await self._answer(call, known or (None, ""), deadlines[call.id])
+            known = await asyncio.shield(reading) if reading is not None and call.id in asking else found
+            return await self._answer(call, known, deadlines[call.id])
 
         return answer_each(calls, answer)
 
+    def _read_memory(self, calls: Sequence[Call]) -> dict[str, Stored]:
+        keys = dict.fromkeys(key for call in calls for key in keys_to_read(call))
+        read = ((key, self._memory.get(key)) for key in keys)
+        return {key: Stored(entry, "memory") for key, entry in read if entry is not None}
+
+    def _is_fresh(self, call: Call, found: _Found) -> bool:
+        return self._choose(call, found)[0] is Decision.FRESH
+
+    def _choose(self, call: Call, found: _Found) -> tuple[Decision, Stored | None]:
+        return choose(self._programs[call.program], call, found, self._unix_clock())
+
     async def _answer(self, call: Call, found: _Found, deadline: float) -> Result:
-        config, (entry, tier) = self._programs[call.program], found
-        decision = decide_entry(config, call.freshness, entry, self._unix_clock())
+        config, unix_now = self._programs[call.program], self._unix_clock()
+        decision, stored = self._choose(call, found)
         match decision:
-            case Decision.FRESH if entry:
-                return self._hit(call, entry, tier, CacheStatus.HIT)
-            case Decision.STALE if entry:
-                if call.key not in self._flights:
-                    self.spawn(self._refresh(call, deadline))
-                return self._hit(call, entry, tier, CacheStatus.STALE)
+            case Decision.FRESH if stored:
+                if refreshes_early(config, call, stored.entry, unix_now, self._draw):
+                    self._start_refresh(call, deadline)
+                return self._hit(call, stored, CacheStatus.HIT)
+            case Decision.STALE if stored:
+                self._start_refresh(call, deadline)
+                return self._hit(call, stored, CacheStatus.STALE)
             case Decision.UNSATISFIABLE:
                 raise DeadlineExceeded("only-if-cached, and no stored answer may be served", request_id=call.request_id)
             case Decision.BYPASS:
@@ -105,14 +114,17 @@ class Cache:
                 deadline -= min(STALE_RESERVE_S, (deadline - self._clock()) / 2)
         self._telemetry.cache_missed(call.program)
         result = await self._make(call, deadline)
-        if result.error is not None and decision is Decision.IF_ERROR and entry:
+        if result.error is not None and decision is Decision.IF_ERROR and stored:
             log.warning("cache.stale_if_error", extra={"program": call.program, "error": result.error.code})
-            return self._hit(call, entry, tier, CacheStatus.STALE)
-        return result
+            return self._hit(call, stored, CacheStatus.STALE)
+        reason = forward_reason(config, call, found, unix_now)
+        return replace(result, forwarded=reason) if reason else result
 
-    def _hit(self, call: Call, entry: Entry, tier: str, status: CacheStatus) -> Result:
+    def _hit(self, call: Call, stored: Stored, status: CacheStatus) -> Result:
+        (entry, tier), config = stored, self._programs[call.program]
         self._telemetry.cache_hit(call.program, tier)
-        return entry.answer(call.id, status=status, tier=tier, age_s=entry.age_s(self._unix_clock()))
+        current = current_ttl_s(config, entry)
+        return entry.answer(call.id, status=status, tier=tier, unix_now=self._unix_clock(), ttl_s=current)
 
     async def _make(self, call: Call, deadline: float) -> Result:
         """A new answer, shared with identical calls in flight; each keeps its own deadline."""
@@ -128,17 +140,17 @@ class Cache:
             if not joined:
                 return result
             if not isinstance(result.error, DeadlineExceeded):  # the leader's deadline is not this call's
-                return replace(
-                    result, id=call.id, cache=CacheStatus.COALESCED, attempts=(), usage=Usage(), cost_usd=0.0
-                )
+                saved = Saved(sum(attempt.latency_s for attempt in result.attempts), result.cost_usd, result.usage)
+                spared = replace(result, attempts=(), usage=Usage(), cost_usd=0.0, saved=saved)
+                return replace(spared, id=call.id, cache=CacheStatus.COALESCED)
 
     async def _ask_and_keep(self, call: Call, deadline: float) -> Result:
         result = await self._ask(call, deadline)
         config = self._programs[call.program]
         entry = entry_of(config, call, result, self._unix_clock())
-        if entry is not None:
-            self._keep(call.key, entry, keep_s(config, entry.ttl_s))
-        return result
+        if entry is None or not self._keep(call.key_at(entry.level), entry, keep_s(config, entry.ttl_s)):
+            return result
+        return replace(result, fresh_for_s=entry.ttl_s)
 
     async def _ask(self, call: Call, deadline: float) -> Result:
         remaining_s = deadline - self._clock()
@@ -148,30 +160,38 @@ class Cache:
         except TimeoutError:
             return _out_of_time(call)
 
+    def _start_refresh(self, call: Call, deadline: float) -> None:
+        """Make a new answer in the background, unless one is being made."""
+        if call.key not in self._flights and may_refresh(call):
+            self.spawn(self._refresh(call, deadline))
+
     async def _refresh(self, call: Call, deadline: float) -> None:
         result, _ = await self._flights.do(call.key, lambda: self._ask_and_keep(call, deadline))
         if result.error is not None:
             log.warning("cache.refresh_failed", extra={"program": call.program, "error": result.error.code})
 
-    async def _read_redis(self, redis: RedisStore, calls: Sequence[Call]) -> dict[str, _Found]:
-        keys = list(dict.fromkeys(StoreKey(call.program, call.key) for call in calls))
-        found: dict[str, _Found] = {}
+    async def _read_redis(self, redis: RedisStore, calls: Iterable[Call], known: _Found) -> _Found:
+        """What is ``known`` and what Redis has; of two answers under one key the one made last."""
+        keys = list(dict.fromkeys(StoreKey(call.program, key) for call in calls for key in keys_to_read(call)))
+        found = dict(known)
         for (program, key), data in zip(keys, await redis.get_many(keys), strict=True):
             entry = decode(data) if data else None
-            if entry is not None and entry.program == program:
-                found[key] = (entry, "redis")
+            if entry is not None and entry.program == program and _is_newer(entry, known.get(key)):
+                found[key] = Stored(entry, "redis")
                 age_s = entry.age_s(self._unix_clock())
                 self._memory.put(key, entry, keep_s(self._programs[program], entry.ttl_s) - age_s)
         return found
 
-    def _keep(self, key: str, entry: Entry, seconds: float) -> None:
-        self._memory.put(key, entry, seconds)
+    def _keep(self, key: str, entry: Entry, seconds: float) -> bool:
+        """Keep the entry in memory and, off the call's path, in Redis; false when neither takes it."""
+        is_kept = self._memory.put(key, entry, seconds)
         data = encode(entry) if self.redis else None
         if data is None:
-            return
+            return is_kept
         if not self._unwritten:
             asyncio.get_running_loop().call_soon(lambda: self.spawn(self._write_redis()))
         self._unwritten.append(StoredBytes(StoreKey(entry.program, key), data, seconds))
+        return True
 
     async def _write_redis(self) -> None:
         writes, self._unwritten = self._unwritten, []
@@ -207,10 +227,8 @@ class Cache:
         }
 
 
-def _may_use_stored(call: Call) -> bool:
-    """Whether looking for a stored answer can be of use to the call."""
-    wanted = call.freshness
-    return bool(call.key) and not wanted.no_cache and (wanted.only_if_cached or not wanted.no_store)
+def _is_newer(entry: Entry, known: Stored | None) -> bool:
+    return known is None or entry.created_at > known.entry.created_at
 
 
 def _out_of_time(call: Call) -> Result:

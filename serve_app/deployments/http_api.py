@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 import uuid
@@ -17,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
-from serve_app.core.cache_policy import parse_cache_control
+from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.operator_access import OperatorAccess
 from serve_app.deployments.console import add_console
 from serve_app.deployments.feedback_api import add_feedback
@@ -25,9 +24,8 @@ from serve_app.deployments.http_body import read_body
 from serve_app.deployments.http_problems import problem, problem_response, to_json
 from serve_app.deployments.openapi import add_operator_types, add_program_types, describe, describe_in_full
 from serve_app.deployments.operator_api import add_operator_api, caller_of
-from serve_app.deployments.reply import cache_status_header, reply
+from serve_app.deployments.reply import cache_headers, reply
 from serve_app.errors import SwitchyardError
-from serve_app.messages import CacheStatus
 
 if TYPE_CHECKING:
     from serve_app.deployments.ingress import Ingress
@@ -126,11 +124,8 @@ async def _answer(ingress: Ingress, name: str, request: Request, max_body_bytes:
     except Exception:  # a defect of ours: logged with its call, and told to nobody
         log.exception("http.failed", extra={"request_id": request_id, "program": name})
         return problem_response(SwitchyardError("internal failure"), request_id)
-    headers = {"Cache-Status": cache_status_header(result)}
-    if result.cache in (CacheStatus.HIT, CacheStatus.STALE):
-        headers["Age"] = str(math.floor(result.age_s))
     body = reply(name, request_id, result, time.monotonic() - started)
-    return Response(to_json(body), 200, headers, "application/json")
+    return Response(to_json(body), 200, cache_headers(result), "application/json")
 
 
 async def _read(

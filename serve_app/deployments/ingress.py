@@ -8,25 +8,26 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from serve_app.adapters.dspy_program import Program
-from serve_app.adapters.local_store import LocalStore
 from serve_app.adapters.system_stats import process_memory_mb
 from serve_app.adapters.telemetry import MetricsPage, Telemetry
 from serve_app.config import AppConfig
 from serve_app.core.admission import Admission
-from serve_app.core.cache_key import cache_key, level_fingerprint
-from serve_app.core.cache_policy import Decision, decide_entry, entry_of, keep_s, parse_cache_control
+from serve_app.core.cache_control import parse_cache_control
+from serve_app.core.cache_key import cache_keys, level_fingerprint
 from serve_app.core.clock import Clock
 from serve_app.core.permit import Refusal
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.feedback import Feedback
+from serve_app.deployments.near_cache import NearCache
 from serve_app.deployments.reply import reply
 from serve_app.deployments.requests import RequestReader
 from serve_app.deployments.stage import Lane, Stage
 from serve_app.errors import ClientClosed, DeadlineExceeded, Overloaded, SwitchyardError
-from serve_app.messages import CacheStatus, Call, Freshness, Level, Options, Result
+from serve_app.messages import Call, Freshness, Level, Result
 
 _REFUSED = frozenset(
     {
@@ -70,11 +71,10 @@ class Ingress:
         self.telemetry = telemetry
         self.feedback = Feedback(programs, telemetry, link)
         self.reader = RequestReader(programs, (model.name for model in config.models), config.limits.max_deadline_s)
-        self._near = LocalStore(config.cache.near_entries, config.cache.near_max_bytes, clock=clock)
+        self.near = NearCache(config, self._from_downstream, telemetry, clock=clock, unix_clock=unix_clock)
         self._lane = Lane(downstream, resubmit=True)
         self._admission = Admission(config.limits.max_queued_requests, clock=clock)
         self._clock = clock
-        self._unix_clock = unix_clock
         self._prefix = uuid.uuid4().hex[:8]
         self._ids = itertools.count()
         self._fingerprints: dict[tuple[str, Level, str | None], str] = {}
@@ -148,22 +148,24 @@ class Ingress:
         known = self.programs[program]
         values = self.reader.inputs(known, inputs)
         level = self.link.snapshot.level
-        key = "" if known.config.cache.ttl_s == 0 else self._key(known, values, options)
         remaining_s = options.deadline_s or self.config.limits.default_deadline_s
         call_id = f"{self._prefix}-{next(self._ids)}"
-        return Call(call_id, request_id, program, values, remaining_s, options, level, key=key, freshness=freshness)
+        call = Call(call_id, request_id, program, values, remaining_s, options, level, freshness=freshness)
+        return call if known.config.cache.ttl_s == 0 else self._with_keys(known, call)
 
-    def _key(self, program: Program, inputs: Mapping[str, Any], options: Options) -> str:
-        level = self.link.snapshot.level
-        return cache_key(
+    def _with_keys(self, program: Program, call: Call) -> Call:
+        """The call with its key at its own level, the better ones, and those that may stand in for an error."""
+        may_stand_in = program.config.cache.stale_if_error_s > 0
+        levels = list(Level) if may_stand_in else list(Level)[: call.level.rank + 1]
+        keys = cache_keys(
             program=program.name,
             version=program.version,
-            level=level,
-            tenant="",
-            inputs=inputs,
-            options=options,
-            fingerprint=self._fingerprint(program, level, options.model),
+            tenant=call.tenant,
+            inputs=call.inputs,
+            options=call.options,
+            fingerprints={level: self._fingerprint(program, level, call.options.model) for level in levels},
         )
+        return replace(call, key=keys[call.level.rank], level_keys=keys if len(keys) > 1 else ())
 
     def _fingerprint(self, program: Program, level: Level, pin: str | None) -> str:
         known = self._fingerprints.get((program.name, level, pin))
@@ -174,8 +176,9 @@ class Ingress:
         return known
 
     async def _result(self, call: Call) -> Result:
-        if near := self._from_near(call):
-            return near
+        return self.near.answer(call) or await self._from_downstream(call)
+
+    async def _from_downstream(self, call: Call) -> Result:
         deadline = self._clock() + call.remaining_s
         with self._admitted(call):
             try:
@@ -184,26 +187,8 @@ class Ingress:
             except TimeoutError as error:
                 message = f"no answer within {call.remaining_s:g} s"
                 raise DeadlineExceeded(message, request_id=call.request_id) from error
-        self._keep_near(call, result)
+        self.near.keep(call, result)
         return result
-
-    def _from_near(self, call: Call) -> Result | None:
-        entry = self._near.get(call.key) if call.key else None
-        if entry is None:
-            return None
-        config, unix_now = self.programs[call.program].config.cache, self._unix_clock()
-        if decide_entry(config, call.freshness, entry, unix_now) is not Decision.FRESH:
-            return None
-        self.telemetry.cache_hit(call.program, "near")
-        return entry.answer(call.id, status=CacheStatus.HIT, tier="near", age_s=entry.age_s(unix_now))
-
-    def _keep_near(self, call: Call, result: Result) -> None:
-        if result.cache is CacheStatus.STALE:
-            return
-        config = self.programs[call.program].config.cache
-        entry = entry_of(config, call, result, self._unix_clock())
-        if entry is not None:
-            self._near.put(call.key, entry, keep_s(config, entry.ttl_s) - result.age_s)
 
     async def _collect(self, call: Call) -> asyncio.Future[Result]:
         """Put the call into a batch; the deployment overrides this with ``@serve.batch``."""
@@ -251,4 +236,4 @@ class Ingress:
     def _gauges(self) -> dict[str, float]:
         self.telemetry.set_active(self._admission.running)
         self.telemetry.set_memory_mb(process_memory_mb())
-        return {"active": self._admission.running, "cache_near_entries": len(self._near)}
+        return {"active": self._admission.running, "cache_near_entries": len(self.near)}

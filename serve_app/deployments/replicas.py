@@ -107,6 +107,7 @@ class IngressDeployment(Holding, Ingress):
         self._held.push_async_callback(self.feedback.aclose)
         if isinstance(stage, Cache):
             self._held.push_async_callback(stage.aclose)
+        self._held.push_async_callback(self.near.aclose)
         batched: Any = self._batched  # Ray adds the two setters to the method
         batched.set_max_batch_size(config.batching.max_batch_size)
         batched.set_batch_wait_timeout_s(config.batching.batch_wait_timeout_s)

@@ -17,6 +17,7 @@ from serve_app.config import (
     ModelConfig,
     Policy,
     Price,
+    ProgramCache,
     ProgramConfig,
     Replicas,
     RewardConfig,
@@ -40,6 +41,11 @@ RULES: list[tuple[type[Section], dict[str, Any], str]] = [
         ProgramConfig,
         {"name": "p", "program": "a -> b", "levels": LEVELS, "cache": {"low_confidence": {"below": 0.5, "ttl_s": 1}}},
         "cache.low_confidence needs confidence_field, which is not set",
+    ),
+    (
+        ProgramCache,
+        {"ttl_s": 0, "rules": [{"field": "a", "equals": "x", "ttl_s": 1}]},
+        "rules have no effect while ttl_s is 0, which turns caching off",
     ),
 ]
 
@@ -65,6 +71,10 @@ def test_fields_that_contradict_each_other_are_refused(
         (ModelConfig, {"name": "m", "lm": "openai/gpt-4o", "latency_s": float("nan")}),
         (ModelConfig, {"name": "m", "lm": "openai/gpt-4o", "max_tokens": 0}),
         (LevelConfig, {"models": []}),
+        (ProgramCache, {"rules": [{"field": "a", "equals": ["x"], "ttl_s": 1}]}),
+        (ProgramCache, {"rules": [{"field": "a", "ttl_s": 1}]}),
+        (ProgramCache, {"rules": [{"field": "a", "equals": "x", "ttl_s": -1}]}),
+        (ProgramCache, {"early_refresh_beta": -1}),
         (Price, {"input_usd_per_1m_tokens": -1}),
         (Policy, {"routin": {}}),
     ],

@@ -354,6 +354,32 @@ def test_one_mistake_is_one_line(workdir: Path, right: str, wrong: str, line: st
         assert found == [line]
 
 
+RULE = "            low_confidence: {below: 0.7, ttl_s: 5}\n"
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        (
+            ["{field: categry, equals: x, ttl_s: 1}"],
+            ["rules[0].field: there is no output 'categry'; did you mean 'category'?"],
+        ),
+        (
+            ["{field: category, equals: x, ttl_s: 1}", "{field: category, equals: no, ttl_s: 1}"],
+            ["rules[1].equals: output 'category' never says false"],
+        ),
+        (["{field: confidence, equals: '1', ttl_s: 1}"], ["rules[0].equals: output 'confidence' never says \"1\""]),
+        (["{field: confidence, equals: 1, ttl_s: 1}", "{field: category, equals: 'no', ttl_s: 0}"], []),
+    ],
+)
+def test_a_cache_rule_that_no_answer_can_match_is_named(workdir: Path, rules: list[str], says: list[str]) -> None:
+    listed = "".join(f"              - {rule}\n" for rule in rules)
+    found = lines_of(BASE.replace(RULE, f"{RULE}            rules:\n{listed}"))
+    where = "applications[0].args.programs[0].cache."
+    assert [line.partition(where)[2] for line in found] == says
+    assert all(line.startswith(f"c.yaml:{20 + len(rules)}:") for line in found)
+
+
 def test_a_name_taken_twice_says_by_whom(workdir: Path) -> None:
     found = lines_of(BASE.replace("name: small", "name: large"))
     assert "c.yaml:34: applications[0].args.models[1].name: 'large' is taken by models[0]" in found

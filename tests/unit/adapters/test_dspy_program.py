@@ -434,3 +434,19 @@ def test_a_confidence_field_that_a_predictor_never_gives_is_told():
     assert problems("Classify", confidence_field="scores") == [
         "programs.sample.confidence_field: there is no output 'scores'; did you mean 'score'?"
     ]
+
+
+def rules(*asked):
+    return {"rules": [{"field": field, "equals": equals, "ttl_s": 1} for field, equals in asked]}
+
+
+def test_a_cache_rule_names_an_output_and_something_it_may_say():
+    load("Classify", cache=rules(("topic", "a"), ("score", 5), ("score", 1.0)))
+    assert problems(
+        "Classify", cache=rules(("topic", "a"), ("topics", "a"), ("topic", "c"), ("score", 6), ("score", True))
+    ) == [
+        "programs.sample.cache.rules.1.field: there is no output 'topics'; did you mean 'topic'?",
+        "programs.sample.cache.rules.2.equals: output 'topic' never says \"c\"",
+        "programs.sample.cache.rules.3.equals: output 'score' never says 6",
+        "programs.sample.cache.rules.4.equals: output 'score' never says true",
+    ]

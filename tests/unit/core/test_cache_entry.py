@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.cache_entry import COMPRESS_FROM_BYTES, MAX_JSON_BYTES, Entry, decode, encode
-from serve_app.messages import CacheStatus, Level, Result, Usage
+from serve_app.messages import CacheStatus, Level, Result, Saved, Usage
 
 JSON = st.recursive(
     st.none()
@@ -113,7 +113,7 @@ def test_an_entry_of_a_later_version_with_more_fields_is_read() -> None:
 
 
 def test_an_answer_from_the_cache_costs_nothing_and_says_where_it_was() -> None:
-    result = entry().answer("7", status=CacheStatus.STALE, tier="redis", age_s=61.5)
+    result = entry().answer("7", status=CacheStatus.STALE, tier="redis", unix_now=entry().created_at + 61.5)
     assert result == Result(
         "7",
         {"category": "billing"},
@@ -122,6 +122,8 @@ def test_an_answer_from_the_cache_costs_nothing_and_says_where_it_was() -> None:
         cache=CacheStatus.STALE,
         tier="redis",
         age_s=61.5,
+        fresh_for_s=entry().ttl_s - 61.5,
+        saved=Saved(entry().latency_s, entry().cost_usd, entry().usage),
         confidence=0.5,
     )
     assert (result.cost_usd, result.usage, result.attempts) == (0.0, Usage(), ())

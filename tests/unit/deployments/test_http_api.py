@@ -64,7 +64,7 @@ async def test_a_repeated_call_is_a_near_hit_with_its_age() -> None:
     reply = await bench.ask()
     assert reply.json()["meta"]["cache"] == "hit"
     assert reply.headers["age"] == "12"
-    assert reply.headers["cache-status"] == "Switchyard; hit; detail=near"
+    assert reply.headers["cache-status"] == "Switchyard; hit; ttl=88; detail=near"
     assert len(bench.stage.calls) == 1
     assert bench.counted() == {"success": 2}
 

@@ -115,10 +115,10 @@ async def test_a_defect_of_ours_is_a_problem_that_tells_nothing(caplog) -> None:
     bench = Bench()
 
     class Broken:
-        def get(self, _):
+        def answer(self, _):
             raise RuntimeError("a secret")
 
-    bench.ingress._near = Broken()
+    bench.ingress.near = Broken()
     reply = await bench.ask(headers={"x-request-id": "mine"})
     assert reply.status_code == 500
     assert reply.headers["content-type"] == "application/problem+json"

@@ -9,7 +9,7 @@ from serve_app.config import LimitsConfig
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.ingress import Ingress
 from serve_app.errors import DeadlineExceeded, InvalidInputs, NoRoute, Overloaded, UnknownProgram
-from serve_app.messages import CacheStatus, Freshness, Outcome, Result
+from serve_app.messages import CacheStatus, Freshness, Level, Outcome, Result
 
 GOOD = {"question": "why?"}
 
@@ -182,7 +182,7 @@ async def test_an_answer_that_is_old_already_is_as_old_in_the_near_cache() -> No
     await bench.ask()
     bench.unix.advance(10)
     call = bench.ingress._call("ask", GOOD, {}, "r", Freshness())
-    near = bench.ingress._from_near(call)
+    near = bench.ingress.near.answer(call)
     assert (near.tier, near.age_s) == ("near", 40.0)
 
 
@@ -210,6 +210,53 @@ async def test_a_hit_is_counted_under_the_model_that_made_the_answer() -> None:
     await bench.ask()
     assert bench.counts("dspy_requests", "model") == {"large": 2}
     assert bench.counts("dspy_cache_hits", "tier") == {"near": 1}
+
+
+def pinned(bench: Bench, level: Level) -> Bench:
+    bench.link.snapshot = replace(bench.link.snapshot, level=level)
+    return bench
+
+
+async def test_a_full_answer_serves_the_same_call_under_pressure_and_a_degraded_one_not_the_call_after_it() -> None:
+    bench = Bench()
+    await bench.ask()
+    under_pressure = await pinned(bench, Level.DEGRADED).ask()
+    assert (under_pressure["meta"]["cache"], under_pressure["meta"]["level"]) == ("hit", "full")
+    made = await bench.ask({"question": "another?"})
+    assert (made["meta"]["cache"], made["meta"]["level"]) == ("miss", "degraded")
+    again = await pinned(bench, Level.FULL).ask({"question": "another?"})
+    assert (again["meta"]["cache"], again["meta"]["level"]) == ("miss", "full")
+
+
+@pytest.mark.parametrize(
+    ("level", "stale_if_error_s", "count"),
+    [(Level.FULL, 0, 0), (Level.DEGRADED, 0, 2), (Level.MINIMAL, 0, 3), (Level.FULL, 60, 3), (Level.DEGRADED, 60, 3)],
+)
+async def test_a_call_knows_the_keys_that_may_help_it_and_no_other(level, stale_if_error_s, count) -> None:
+    bench = pinned(Bench(), level)
+    known = bench.ingress.programs["ask"]
+    known.config = known.config.model_copy(
+        update={"cache": known.config.cache.model_copy(update={"stale_if_error_s": stale_if_error_s})}
+    )
+    made = bench.ingress._call("ask", GOOD, {}, "r", Freshness())
+    assert len(made.level_keys) == len(set(made.level_keys)) == count
+    assert made.key_at(level) == made.key
+    assert made.key_at(Level.FULL) == Bench().ingress._call("ask", GOOD, {}, "r", Freshness()).key
+
+
+async def test_a_hot_answer_is_made_anew_in_the_background_before_it_ends() -> None:
+    bench = Bench()
+    cache = bench.config.programs[0].cache.model_copy(update={"early_refresh_beta": 1e12})  # every draw is early enough
+    program = bench.config.programs[0].model_copy(update={"cache": cache})
+    bench = Bench(programs=[program.model_dump()])
+    await bench.ask()
+    bench.unix.advance(50)
+    assert (await bench.ask())["meta"]["cache"] == "hit"
+    await settle()
+    assert [asked.freshness.max_age_s for asked in bench.stage.calls] == [None, 25]
+    assert bench.ingress._admission.running == 0
+    assert bench.ingress.near.answer(bench.ingress._call("ask", GOOD, {}, "r", Freshness())).age_s == 0
+    await bench.ingress.near.aclose()
 
 
 async def test_one_of_two_callers_in_a_batch_may_leave() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from deployment_fakes import call, ok
 
-from serve_app.deployments.reply import cache_status_header, reply
+from serve_app.deployments.reply import cache_headers, cache_status_header, reply
 from serve_app.messages import CacheStatus, Level, Result, Usage
 
 
@@ -34,12 +34,22 @@ def test_values_are_plain_json() -> None:
 @pytest.mark.parametrize(
     ("result", "header"),
     [
-        (Result("c", cache=CacheStatus.HIT, tier="near"), "Switchyard; hit; detail=near"),
-        (Result("c", cache=CacheStatus.HIT, tier="redis"), "Switchyard; hit; detail=redis"),
-        (Result("c", cache=CacheStatus.STALE, tier="memory"), "Switchyard; hit; detail=stale"),
+        (Result("c", cache=CacheStatus.HIT, tier="near", fresh_for_s=59.9), "Switchyard; hit; ttl=59; detail=near"),
+        (Result("c", cache=CacheStatus.HIT, tier="redis", fresh_for_s=0.5), "Switchyard; hit; ttl=0; detail=redis"),
+        (
+            Result("c", cache=CacheStatus.STALE, tier="memory", fresh_for_s=-0.5),
+            "Switchyard; hit; ttl=-1; detail=memory",
+        ),
         (Result("c", cache=CacheStatus.MISS), "Switchyard; fwd=miss"),
+        (Result("c", cache=CacheStatus.MISS, fresh_for_s=60.0), "Switchyard; fwd=miss; stored; ttl=60"),
+        (
+            Result("c", cache=CacheStatus.MISS, forwarded="stale", fresh_for_s=60.0),
+            "Switchyard; fwd=stale; stored; ttl=60",
+        ),
+        (Result("c", cache=CacheStatus.MISS, forwarded="request"), "Switchyard; fwd=request"),
         (Result("c", cache=CacheStatus.BYPASS), "Switchyard; fwd=bypass"),
         (Result("c", cache=CacheStatus.COALESCED), "Switchyard; fwd=miss; collapsed"),
+        (Result("c", cache=CacheStatus.COALESCED, fresh_for_s=60.0), "Switchyard; fwd=miss; collapsed; stored; ttl=60"),
     ],
 )
 def test_the_cache_status_is_a_member_of_rfc_9211(result, header) -> None:
@@ -50,3 +60,10 @@ def test_the_cache_status_is_a_member_of_rfc_9211(result, header) -> None:
 def test_no_answer_is_both_a_hit_and_forwarded(status) -> None:
     header = cache_status_header(Result("c", cache=status, tier="near"))
     assert ("; hit" in header) != ("; fwd=" in header)
+
+
+def test_only_a_stored_answer_has_an_age_in_whole_seconds() -> None:
+    assert cache_headers(Result("c", cache=CacheStatus.HIT, age_s=12.9))["Age"] == "12"
+    assert cache_headers(Result("c", cache=CacheStatus.STALE, age_s=0.2))["Age"] == "0"
+    assert "Age" not in cache_headers(Result("c", cache=CacheStatus.MISS))
+    assert "Age" not in cache_headers(Result("c", cache=CacheStatus.COALESCED))
