@@ -210,15 +210,6 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
-    """What it took to make an answer that a caller got for nothing."""
-
-    latency_s: float = 0.0
-    cost_usd: float = 0.0
-    usage: Usage = Usage()
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
     """What became of one call: ``outputs``, or an ``error`` and the ``journal`` of what was finished before it.
 
@@ -227,7 +218,8 @@ class Result:
         forwarded: why a cache asked a model though it was to look first: ``request`` or ``stale`` (RFC 9211 §2.2);
             empty when it knew nothing.
         fresh_for_s: seconds the answer stays fresh in the cache, negative for a stale one; ``None`` when not there.
-        saved: what the caller of a stored or shared answer was spared.
+        saved_cost_usd: what a stored or shared answer cost when it was made.
+        saved_s: how long that took.
     """
 
     id: str
@@ -241,11 +233,12 @@ class Result:
     cache: CacheStatus = CacheStatus.MISS
     tier: str = ""
     age_s: float = 0.0
-    forwarded: str = ""
-    fresh_for_s: float | None = None
-    saved: Saved = Saved()
     confidence: float | None = None
     journal: tuple[Step, ...] = ()
+    saved_cost_usd: float = 0.0
+    saved_s: float = 0.0
+    fresh_for_s: float | None = None
+    forwarded: str = ""
 
 
 class MetricType(StrEnum):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import orjson
 from pydantic import Field, TypeAdapter, ValidationError
 
-from serve_app.messages import CacheStatus, Level, Result, Saved, Usage
+from serve_app.messages import CacheStatus, Level, Result, Usage
 
 COMPRESS_FROM_BYTES: Final = 4096
 """JSON at least this long is compressed; below, the saving is not worth 50 µs."""
@@ -84,8 +84,9 @@ class Entry:
             tier=tier,
             age_s=age_s,
             fresh_for_s=(self.ttl_s if ttl_s is None else ttl_s) - age_s,
-            saved=Saved(self.latency_s, self.cost_usd, self.usage),
             confidence=self.confidence,
+            saved_cost_usd=self.cost_usd,
+            saved_s=self.latency_s,
         )
 
 

@@ -23,7 +23,7 @@ from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.deployments.stage import Chunks, Lane, Stage, answer_each
 from serve_app.errors import DeadlineExceeded
-from serve_app.messages import CacheStatus, Call, Result, Saved, Usage
+from serve_app.messages import CacheStatus, Call, Result, Usage
 
 log = logging.getLogger("switchyard.cache")
 
@@ -140,9 +140,7 @@ class Cache:
             if not joined:
                 return result
             if not isinstance(result.error, DeadlineExceeded):  # the leader's deadline is not this call's
-                saved = Saved(sum(attempt.latency_s for attempt in result.attempts), result.cost_usd, result.usage)
-                spared = replace(result, attempts=(), usage=Usage(), cost_usd=0.0, saved=saved)
-                return replace(spared, id=call.id, cache=CacheStatus.COALESCED)
+                return _shared(call, result)
 
     async def _ask_and_keep(self, call: Call, deadline: float) -> Result:
         result = await self._ask(call, deadline)
@@ -229,6 +227,20 @@ class Cache:
 
 def _is_newer(entry: Entry, known: Stored | None) -> bool:
     return known is None or entry.created_at > known.entry.created_at
+
+
+def _shared(call: Call, result: Result) -> Result:
+    """What a call gets that another one has paid for."""
+    return replace(
+        result,
+        id=call.id,
+        cache=CacheStatus.COALESCED,
+        attempts=(),
+        usage=Usage(),
+        cost_usd=0.0,
+        saved_cost_usd=result.cost_usd + result.saved_cost_usd,
+        saved_s=sum(attempt.latency_s for attempt in result.attempts) + result.saved_s,
+    )
 
 
 def _out_of_time(call: Call) -> Result:

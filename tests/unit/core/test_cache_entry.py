@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.cache_entry import COMPRESS_FROM_BYTES, MAX_JSON_BYTES, Entry, decode, encode
-from serve_app.messages import CacheStatus, Level, Result, Saved, Usage
+from serve_app.messages import CacheStatus, Level, Result, Usage
 
 JSON = st.recursive(
     st.none()
@@ -122,9 +122,10 @@ def test_an_answer_from_the_cache_costs_nothing_and_says_where_it_was() -> None:
         cache=CacheStatus.STALE,
         tier="redis",
         age_s=61.5,
-        fresh_for_s=entry().ttl_s - 61.5,
-        saved=Saved(entry().latency_s, entry().cost_usd, entry().usage),
         confidence=0.5,
+        saved_cost_usd=0.01,
+        saved_s=1.5,
+        fresh_for_s=60.0 - 61.5,
     )
     assert (result.cost_usd, result.usage, result.attempts) == (0.0, Usage(), ())
 

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 from test_cache_key import VALUES, key, shape
 
-INPUTS = 10_000
+INPUTS, AT_ONCE = 10_000, 10
 SEED = 20_231_023
 
-Made = list[tuple[object, str]]
 
-
-def keys_of_many_inputs() -> Made:
-    """``INPUTS`` inputs that hypothesis makes, the same in every process, each with its key."""
-    made: Made = []
+@pytest.fixture(scope="module")
+def made() -> list[object]:
+    """``INPUTS`` inputs that hypothesis makes."""
+    values: list[object] = []
 
     @seed(SEED)
     @settings(
-        max_examples=INPUTS,
+        max_examples=INPUTS // AT_ONCE,
         deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(VALUES)
-    def make(value: object) -> None:
-        made.append((value, key(inputs={"value": value})))
+    @given(st.lists(VALUES, min_size=AT_ONCE, max_size=AT_ONCE, unique_by=shape))
+    def make(some: list[object]) -> None:
+        values.extend(some)
 
     make()
-    return made
+    return values
+
+
+def keys_of(values: list[object]) -> list[str]:
+    return [key(inputs={"value": value}) for value in values]
 
 
 def shuffled(value: object, draw: random.Random) -> object:
@@ -46,30 +53,24 @@ def shuffled(value: object, draw: random.Random) -> object:
     return [shuffled(item, draw) for item in value] if isinstance(value, list) else value
 
 
-def test_among_ten_thousand_inputs_keys_are_shared_exactly_by_equal_ones() -> None:
-    made = keys_of_many_inputs()
+def test_among_ten_thousand_inputs_keys_are_shared_exactly_by_equal_ones(made: list[object]) -> None:
     assert len(made) >= INPUTS
-    shapes_by_key: dict[str, set[object]] = {}
-    for value, digest in made:
-        shapes_by_key.setdefault(digest, set()).add(shape(value))
-    assert all(len(shapes) == 1 for shapes in shapes_by_key.values())
-    assert len(shapes_by_key) == len({shape(value) for value, _ in made})
+    shape_of: dict[str, object] = {}
+    for value, digest in zip(made, keys_of(made), strict=True):
+        assert shape_of.setdefault(digest, shape(value)) == shape(value)
+    assert len(shape_of) == len({shape(value) for value in made})
+    assert len(shape_of) > INPUTS / 2  # most of them are distinct, or this would show nothing
+
+
+def test_the_order_in_which_an_input_was_filled_does_not_show(made: list[object]) -> None:
     draw = random.Random(SEED)
-    assert all(key(inputs={"value": shuffled(value, draw)}) == digest for value, digest in made)
+    assert keys_of([shuffled(value, draw) for value in made]) == keys_of(made)
 
 
-def test_ten_thousand_inputs_have_the_same_keys_in_every_process_whatever_the_hash_seed() -> None:
-    listings = [_keys_in_another_process(hash_seed) for hash_seed in ("0", "4242")]
-    assert len(listings[0]) >= INPUTS
-    assert listings[0] == listings[1]
-
-
-def _keys_in_another_process(hash_seed: str) -> list[str]:
-    environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = [sys.executable, __file__]
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True, timeout=110)
-    return done.stdout.split()
-
-
-if __name__ == "__main__":
-    print("\n".join(digest for _, digest in keys_of_many_inputs()))
+@pytest.mark.parametrize("hash_seed", ["0", "4242"])
+def test_another_process_with_another_hash_seed_finds_the_same_keys(made: list[object], hash_seed: str) -> None:
+    environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(__file__).parent)}
+    script = "import pickle, sys, test_cache_key_at_scale as t; print(*t.keys_of(pickle.load(sys.stdin.buffer)))"
+    run = [sys.executable, "-c", script]
+    done = subprocess.run(run, env=environment, input=pickle.dumps(made), capture_output=True, check=True, timeout=100)
+    assert done.stdout.decode().split() == keys_of(made)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -188,7 +190,7 @@ def test_a_new_answer_is_stored_with_what_it_cost() -> None:
 def test_a_hit_of_a_farther_tier_keeps_its_age_its_life_and_what_it_took_to_make() -> None:
     original = Entry("triage", {"a": 1}, "large", Level.FULL, Usage(1, 2), 0.1, 2.0, 960.0, 70.0, 0.9)
     hit = original.answer("1", status=CacheStatus.HIT, tier="redis", unix_now=1000.0)
-    assert entry_of(CONFIG, CALL, hit, 1000.0) == original
+    assert entry_of(CONFIG, CALL, hit, 1000.0) == replace(original, usage=Usage())
     assert entry_of(ProgramCache(ttl_s=50), CALL, hit, 1000.0).ttl_s == 50
 
 
