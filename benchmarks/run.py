@@ -17,6 +17,7 @@ import psutil
 RESULTS = Path(__file__).with_name("RESULTS.md")
 SECTIONS = {
     "CPU of one LM call, by engine": ["benchmarks.engine_cpu", "--calls", "300", "--rounds", "7"],
+    "Hit ratio of the near cache": ["benchmarks.near_cache", "--objects", "10000", "--requests", "400000"],
 }
 PACKAGES = ("ray", "dspy", "aiohttp", "uvloop", "litellm", "pydantic", "fastapi")
 
