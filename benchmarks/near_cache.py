@@ -181,8 +181,8 @@ PUBLISHED = {
 """Hit ratios of TinyUFO, and of LRU beside it, by size (README of the crate TinyUFO 0.4, docs.rs/TinyUFO, zipf=1)."""
 
 NOTE = """
-Hit ratios of {requests:,} requests over {objects:,} keys, the first quarter left out. `scan`: {scan:.0%} of all requests
-are a crawler's, in runs of {run:,} keys, and only the others are counted.
+Hit ratios of {requests:,} requests over {objects:,} keys, the first quarter left out. `scan`: {scan:.0%} of all are
+a crawler's requests, in runs of {run:,} keys, and only the others are counted.
 
 What is published. Yang et al., "FIFO queues are all you need for cache eviction" (SOSP 2023,
 doi:10.1145/3600006.3613147) find, on 6,594 measured traces of 14 datasets, lower miss ratios than those of the
