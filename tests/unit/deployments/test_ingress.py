@@ -1,6 +1,7 @@
 """What the ingress admits, stamps, counts and keeps; its callers over handles."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from deployment_fakes import FakeStage, app_config, failed, link, ok, programs, settle
