@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from serve_app.config import AppConfig
+from serve_app.core.model_load import model_deployment_name
 from serve_app.deployments.autoscaling import BY_ONGOING, scaling_options
 from serve_app.deployments.replicas import (
     EMBEDDED_REDIS,
@@ -14,7 +15,6 @@ from serve_app.deployments.replicas import (
     EmbeddedRedisDeployment,
     IngressDeployment,
     ModelDeployment,
-    model_deployment_name,
 )
 
 if TYPE_CHECKING:

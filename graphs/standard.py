@@ -30,7 +30,8 @@ def build(args: dict[str, Any]) -> Application:
     models = parts.models(config, control)
     scaled = parts.OPTIONS | scaling_options(config.router, BY_ONGOING)
     router = parts.bind(RouterDeployment, "Router", scaled, config, control, models)
-    cache = parts.bind(CacheDeployment, "Cache", parts.OPTIONS, config, control, router, redis)
+    cached = parts.OPTIONS | scaling_options(config.cache.replicas, BY_ONGOING)
+    cache = parts.bind(CacheDeployment, "Cache", cached, config, control, router, redis)
     return parts.ingress(config, control, wire, {"Cache": cache})
 
 

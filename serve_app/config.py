@@ -214,12 +214,14 @@ class Price(Section):
 class Replicas(Section):
     """How many replicas a part runs, and what makes it grow."""
 
-    min: PositiveInt = 1
-    """Fewest replicas."""
+    min: int = Field(default=1, ge=0)
+    """Fewest replicas; 0 (of a model) lets the last one go, and a call then waits for the start of the next."""
     max: PositiveInt = 1
     """Most replicas; not below ``min``."""
     target_queue_depth: PositiveFloat = 8
     """Calls per replica that autoscaling aims at: for a model those waiting for a slot, elsewhere those in hand."""
+    downscale_delay_s: NonNegativeFloat = 60
+    """Seconds for which fewer replicas must be enough before one goes."""
 
     @model_validator(mode="after")
     def _max_reaches_min(self) -> Self:
@@ -254,7 +256,11 @@ class ModelConfig(Section):
     context_window: PositiveInt = 128_000
     """Tokens the model takes, prompt and answer together."""
     max_ongoing_requests: PositiveInt = 64
-    """Calls one replica runs at once."""
+    """Most calls one replica runs at once."""
+    adaptive_concurrency: bool = True
+    """Run fewer at once while the provider is slower per token than usual or answers 429; false always allows all."""
+    max_queued_requests: PositiveInt = 1000
+    """Most calls that wait for a slot in one replica; further ones get 429, sheddable ones at half of it."""
     replicas: Replicas = Replicas()
     """How many replicas, and when to add one."""
 
@@ -268,6 +274,8 @@ class CacheConfig(Section):
     """Most answers each ingress keeps in its own memory; 0 keeps none."""
     near_max_bytes: int = Field(default=64 * 2**20, ge=0)
     """Most bytes each ingress keeps in its own memory."""
+    replicas: Replicas = Replicas()
+    """Replicas of the shared cache; graph ``standard`` only."""
 
 
 class BatchingConfig(Section):
@@ -319,6 +327,14 @@ class AppConfig(Section):
     """Replicas of the ingress."""
     router: Replicas = Replicas()
     """Replicas of the router; graph ``standard`` only."""
+
+    @model_validator(mode="after")
+    def _something_answers_at_once(self) -> Self:
+        parts = {"ingress": self.ingress, "router": self.router, "cache.replicas": self.cache.replicas}
+        for name, replicas in parts.items():
+            if replicas.min == 0:
+                raise ValueError(f"{name}.min is 0: only models may scale to zero")
+        return self
 
 
 # ── user_config of ControlPlane: policy ──────────────────────────────────────────────────────────────
@@ -460,3 +476,5 @@ class Policy(Section):
     """Retry budget."""
     degradation: DegradationPolicy = DegradationPolicy()
     """Levels of service."""
+    batching: BatchingConfig | None = None
+    """How calls are batched from now on; null leaves it to ``args.batching``."""

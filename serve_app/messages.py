@@ -50,6 +50,10 @@ class Priority(StrEnum):
     SHEDDABLE = "sheddable"
 
 
+PRIORITIES = tuple(Priority)
+"""Every priority, the best first."""
+
+
 class CacheStatus(StrEnum):
     """How the cache took part in an answer (``meta.cache``)."""
 
@@ -384,6 +388,27 @@ class ModelHealth:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """How busy one model's replicas were together when they last reported.
+
+    Attributes:
+        slots: calls that may run at once; 0 when nothing is known.
+        running: calls that ran.
+        waiting: calls that waited for a slot, by priority, best first.
+        service_s: seconds that a served call takes.
+    """
+
+    slots: float = 0.0
+    running: float = 0.0
+    waiting: tuple[float, ...] = (0.0, 0.0, 0.0)
+    service_s: float = 0.0
+
+    def waiting_before(self, priority: Priority) -> float:
+        """Waiting calls that go before a new one of this priority."""
+        return sum(self.waiting[: PRIORITIES.index(priority) + 1])
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the control plane tells a replica; ``version`` grows whenever anything but ``breakers`` changes.
 
@@ -391,6 +416,7 @@ class Snapshot:
         breakers: the replies to the breakers' reports of this very router, by model.
         quality: what routing is to use in place of the priors; empty unless the policy says so. Moves all the time,
             and changes no version.
+        loads: how busy each model is; changes no version either.
     """
 
     version: int
@@ -401,3 +427,4 @@ class Snapshot:
     orders: Orders = Orders()
     breakers: Mapping[str, BreakerReply] = field(default_factory=dict)
     quality: Quality = field(default_factory=dict)
+    loads: Mapping[str, ModelLoad] = field(default_factory=dict)

@@ -28,6 +28,7 @@ class CallScope:
         max_tokens: most output tokens of each LM call; ``None`` sets no bound of its own.
         usage: tokens spent so far, by failed LM calls as well.
         lm_calls: LM calls sent to the provider so far.
+        lm_s: seconds that answered LM calls took, added up.
         journal: what this call has finished, for the next attempt; ``None`` keeps none.
     """
 
@@ -35,15 +36,17 @@ class CallScope:
     max_tokens: int | None = None
     usage: Usage = Usage()
     lm_calls: int = 0
+    lm_s: float = 0.0
     journal: CallJournal | None = None
 
     def remaining_s(self) -> float:
         """Seconds left; 0 when the deadline has passed."""
         return max(0.0, self.deadline - time.monotonic())
 
-    def spend(self, input_tokens: int, output_tokens: int) -> None:
-        """Count the tokens of one LM call."""
+    def spend(self, input_tokens: int, output_tokens: int, seconds: float = 0.0) -> None:
+        """Count the tokens of one LM call, and the seconds that it took."""
         self.usage += Usage(input_tokens, output_tokens)
+        self.lm_s += seconds
 
 
 _current: ContextVar[CallScope | None] = ContextVar("switchyard_call_scope", default=None)

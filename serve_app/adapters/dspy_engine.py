@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from concurrent.futures import CancelledError
 from contextlib import aclosing
 from dataclasses import replace
@@ -103,25 +104,25 @@ class AsyncEngine:
         return response
 
     async def _send(self, scope: CallScope | None, request: lm15.Request) -> lm15.Response:
-        fitted = self._begin(scope, request)
+        fitted, began = self._begin(scope, request), time.monotonic()
         try:
             response = await self._upstream.complete(fitted)
         except lm15.StreamAssemblyError as error:
-            self._spend(scope, error.partial)
+            self._spend(scope, error.partial, began)
             raise
-        self._spend(scope, response)
+        self._spend(scope, response, began)
         _refuse_nothing(response)
         return response
 
     async def stream(self, request: lm15.Request) -> AsyncGenerator[Any, None]:
         """Ask once and yield the reply event by event; raises as ``complete`` does."""
         scope = current_scope()
-        last = None
+        last, began = None, time.monotonic()
         async with aclosing(self._upstream.stream(self._begin(scope, request))) as events:
             async for event in events:
                 last = event.type
                 if last == "end":
-                    self._spend(scope, event)
+                    self._spend(scope, event, began)
                 yield event
         if last not in {"end", "error"}:
             raise lm15.StreamAssemblyError("the stream broke off before its end")
@@ -135,9 +136,10 @@ class AsyncEngine:
             scope.lm_calls += 1
         return replace(request, model=self._upstream.model, config=config)
 
-    def _spend(self, scope: CallScope | None, reply: Any) -> None:  # noqa: ANN401 - a response, an end event, or nothing
+    def _spend(self, scope: CallScope | None, reply: Any, began: float) -> None:  # noqa: ANN401 - two types of lm15
+        """Count a response or an end event; a call that broke off may have neither."""
         if scope is not None and reply is not None and reply.usage is not None:
-            scope.spend(*self._upstream.tokens(reply.usage))
+            scope.spend(*self._upstream.tokens(reply.usage), time.monotonic() - began)
 
 
 def _bounded(config: lm15.Config, max_tokens: int | None) -> lm15.Config:

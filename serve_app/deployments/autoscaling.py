@@ -1,47 +1,54 @@
-"""How a model's replicas grow: with the calls that wait for a slot, not with those that wait on the provider."""
+"""How replicas grow: a model's with the calls that wait for a slot, the other parts' with the calls in hand."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve_app.config import Replicas
+from serve_app.core.scaling import Readings, replicas_wanted
+from serve_app.core.slot_queue import SlotQueue
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
-QUEUE_DEPTH = "queue_depth"
-"""Name under which a replica records the calls waiting in it."""
-
+WAITING: Final = "waiting"
+RUNNING: Final = "running"
+SLOTS: Final = "slots"
+HELD_BACK: Final = "held_back"
 
 BY_ONGOING = "ray.serve.autoscaling_policy:replica_queue_length_autoscaling_policy"
 """Ray's own policy, on what a replica has in hand: for parts that hold no queue."""
 POLICY = "serve_app.deployments.autoscaling:queue_depth_policy"
+LOOK_BACK_S: Final = 11.0
+"""Seconds over which readings are averaged; Ray wants it longer than its default interval between them."""
 
 
-def replicas_for(queue_depths: Iterable[float], current: int, target_queue_depth: float) -> int:
-    """Replicas that bring the calls waiting per replica to the target.
-
-    ``current`` serve what runs now; each ``target_queue_depth`` waiting calls beyond one target's worth ask for one
-    replica more. With nothing waiting, one replica may go.
-    """
-    waiting = sum(queue_depths)
-    if waiting <= 0:
-        return current - 1
-    return current + max(0, math.ceil(waiting / target_queue_depth) - 1)
+def stats_of(queue: SlotQueue, *, is_held_back: bool) -> dict[str, float]:
+    """What a model's replica records for ``queue_depth_policy``."""
+    waiting, running, slots = float(queue.waiting), float(queue.running), float(queue.slots)
+    return {WAITING: waiting, RUNNING: running, SLOTS: slots, HELD_BACK: float(is_held_back)}
 
 
 def queue_depth_policy(ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-    """Ray Serve autoscaling policy: ``replicas_for`` over what the replicas recorded."""
-    recorded = (ctx.aggregated_metrics or {}).get(QUEUE_DEPTH)
+    """Ray Serve autoscaling policy: ``replicas_wanted`` over what the replicas recorded; runs in the controller."""
+    recorded = ctx.aggregated_metrics or {}
     target = ctx.config.target_ongoing_requests if ctx.config else None
-    if not recorded or not target:
+    if not recorded.get(WAITING) or not target:
         return ctx.target_num_replicas, {}
-    wanted = replicas_for(recorded.values(), ctx.current_num_replicas, target)
-    return max(ctx.capacity_adjusted_min_replicas, min(ctx.capacity_adjusted_max_replicas, wanted)), {}
+    newest = _newest(ctx.raw_metrics or {})
+    readings = Readings(
+        waiting=_sum(recorded, WAITING),
+        newest_waiting=newest.get(WAITING, _sum(recorded, WAITING)),
+        running=_sum(recorded, RUNNING),
+        slots=_sum(recorded, SLOTS),
+        is_held_back=newest.get(HELD_BACK, _sum(recorded, HELD_BACK)) > 0,
+    )
+    floor, ceiling = ctx.capacity_adjusted_min_replicas, ctx.capacity_adjusted_max_replicas
+    wanted = replicas_wanted(readings, max(1, ctx.current_num_replicas), target, min_replicas=floor)
+    return max(floor, min(ceiling, wanted)), {}
 
 
 def scaling_options(replicas: Replicas, policy: str = POLICY) -> dict[str, Any]:
@@ -53,9 +60,19 @@ def scaling_options(replicas: Replicas, policy: str = POLICY) -> dict[str, Any]:
             min_replicas=replicas.min,
             max_replicas=replicas.max,
             target_ongoing_requests=replicas.target_queue_depth,
-            upscale_delay_s=2,
-            downscale_delay_s=60,
-            look_back_period_s=11,  # Ray wants it longer than its default interval between readings
+            upscale_delay_s=0 if policy == POLICY else 2,  # ours tells a burst from a trend itself
+            downscale_delay_s=replicas.downscale_delay_s,
+            look_back_period_s=LOOK_BACK_S,
             policy=AutoscalingPolicy(policy_function=policy),  # type: ignore[no-untyped-call]
         )
     }
+
+
+def _sum(recorded: Mapping[str, Mapping[Any, float]], name: str) -> float:
+    return sum(recorded.get(name, {}).values())
+
+
+def _newest(raw: Mapping[str, Mapping[Any, Any]]) -> dict[str, float]:
+    """Each statistic's newest readings, summed over the replicas."""
+    series = {name: [points[-1].value for points in by_replica.values() if points] for name, by_replica in raw.items()}
+    return {name: sum(values) for name, values in series.items() if values}

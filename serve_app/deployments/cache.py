@@ -21,8 +21,8 @@ from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
 from serve_app.core.stored_answers import Stored, choose, forward_reason, keys_to_read
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.single_flight import SingleFlight
-from serve_app.deployments.stage import Chunks, Lane, Stage, answer_each
-from serve_app.errors import DeadlineExceeded
+from serve_app.deployments.stage import CallTasks, Chunks, Lane, Stage
+from serve_app.errors import DeadlineExceeded, Overloaded
 from serve_app.messages import CacheStatus, Call, Result, Usage
 
 log = logging.getLogger("switchyard.cache")
@@ -59,6 +59,7 @@ class Cache:
         """The shared level; absent until it is known, and where none is wanted."""
         self._programs = {program.name: program.cache for program in config.programs}
         self._lane = Lane(downstream, resubmit=True)
+        self._work = CallTasks()
         self._memory = LocalStore(config.cache.near_entries, config.cache.near_max_bytes, clock=clock)
         self._telemetry = telemetry
         self._clock = clock
@@ -82,7 +83,11 @@ class Cache:
             known = await asyncio.shield(reading) if reading is not None and call.id in asking else found
             return await self._answer(call, known, deadlines[call.id])
 
-        return answer_each(calls, answer)
+        return self._work.run(calls, answer)
+
+    def leave(self, ids: Sequence[str]) -> None:
+        """Give up these calls; an answer that others wait for is still made."""
+        self._work.leave(ids)
 
     def _read_memory(self, calls: Sequence[Call]) -> dict[str, Stored]:
         keys = dict.fromkeys(key for call in calls for key in keys_to_read(call))
@@ -139,7 +144,8 @@ class Cache:
                 return _out_of_time(call)
             if not joined:
                 return result
-            if not isinstance(result.error, DeadlineExceeded):  # the leader's deadline is not this call's
+            # the leader's deadline and priority are not this call's
+            if not isinstance(result.error, (DeadlineExceeded, Overloaded)):
                 return _shared(call, result)
 
     async def _ask_and_keep(self, call: Call, deadline: float) -> Result:

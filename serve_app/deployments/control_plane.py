@@ -22,6 +22,7 @@ from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import Clock
 from serve_app.core.cluster_breaker import ClusterBreaker
 from serve_app.core.degradation import Decision, DegradationController, Readings
+from serve_app.core.model_load import load_of, model_deployment_name
 from serve_app.core.outcomes import MEANINGS, BreakerEffect
 from serve_app.core.quality_board import QualityBoard
 from serve_app.core.recent_calls import RecentCalls
@@ -33,6 +34,7 @@ from serve_app.messages import (
     Claim,
     Level,
     ModelHealth,
+    ModelLoad,
     Orders,
     Outcome,
     OutcomeCount,
@@ -331,7 +333,14 @@ class ControlPlane:
         routing = self._policy.routing
         quality = self._quality.learned(routing.learning) if routing.learn_quality else {}
         told = (self._policy, decision.level, decision.reason, models, self._orders)
-        return Snapshot(self._version, *told, quality=quality)
+        return Snapshot(self._version, *told, quality=quality, loads=self._loads())
+
+    def _loads(self) -> dict[str, ModelLoad]:
+        """How busy each model is, by what its replicas said last."""
+        gauges: dict[str, list[Mapping[str, float]]] = {}
+        for _, report in self._reports.values():
+            gauges.setdefault(report.deployment, []).append(report.gauges)
+        return {name: load_of(gauges.get(model_deployment_name(name), ())) for name in self._windows}
 
     def _health(self, model: str) -> ModelHealth:
         """The cluster's breaker, over the calls of the whole window."""

@@ -77,6 +77,8 @@ class Ingress:
         self._clock = clock
         self._prefix = uuid.uuid4().hex[:8]
         self._ids = itertools.count()
+        self._deadlines: dict[str, float] = {}
+        self._asked: dict[str, asyncio.Future[Result]] = {}
         self._fingerprints: dict[tuple[str, Level, str | None], str] = {}
         link.add_gauges(self._gauges)
 
@@ -179,10 +181,9 @@ class Ingress:
         return self.near.answer(call) or await self._from_downstream(call)
 
     async def _from_downstream(self, call: Call) -> Result:
-        deadline = self._clock() + call.remaining_s
-        with self._admitted(call):
+        with self._admitted(call), self._waiting_for(call):
             try:
-                async with asyncio.timeout(deadline - self._clock()):
+                async with asyncio.timeout(call.remaining_s):
                     result = await (await self._collect(call))
             except TimeoutError as error:
                 message = f"no answer within {call.remaining_s:g} s"
@@ -197,7 +198,29 @@ class Ingress:
     def start_batch(self, calls: Sequence[Call]) -> list[asyncio.Future[Result]]:
         """Send a batch on its way; one future a call, so that no caller waits for a neighbour."""
         self.telemetry.batched(len(calls))
-        return self._lane.ask_all(calls)
+        now = self._clock()
+        left_s = {call.id: self._deadlines.get(call.id, now) - now for call in calls}
+        futures = self._lane.ask_all([replace(call, remaining_s=left_s[call.id]) for call in calls])
+        for call, future in zip(calls, futures, strict=True):
+            if call.id in self._deadlines:
+                self._asked[call.id] = future
+            else:  # its caller left while the batch formed
+                future.cancel()
+        return futures
+
+    @contextmanager
+    def _waiting_for(self, call: Call) -> Iterator[None]:
+        """Know the call's deadline while its batch forms, and leave the batch with its caller.
+
+        ``@serve.batch`` loses the future of a caller who is cancelled at the moment the batch is handed over.
+        """
+        self._deadlines[call.id] = self._clock() + call.remaining_s
+        try:
+            yield
+        finally:
+            del self._deadlines[call.id]
+            if future := self._asked.pop(call.id, None):
+                future.cancel()
 
     @contextmanager
     def _admitted(self, call: Call) -> Iterator[None]:
@@ -210,10 +233,8 @@ class Ingress:
         if isinstance(ticket, Refusal):
             self.telemetry.shed(ticket.reason, call.options.priority)
             raise Overloaded(f"too much traffic: {ticket.reason}", ticket.retry_after_s)
-        ticket.start()
         with ticket:
             yield
-            ticket.finish()
 
     async def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` shows; says so when the control plane cannot be asked."""
@@ -234,6 +255,6 @@ class Ingress:
         return page.render()
 
     def _gauges(self) -> dict[str, float]:
-        self.telemetry.set_active(self._admission.running)
+        self.telemetry.set_active(self._admission.held)
         self.telemetry.set_memory_mb(process_memory_mb())
-        return {"active": self._admission.running, "cache_near_entries": len(self.near)}
+        return {"active": self._admission.held, "cache_near_entries": len(self.near)}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 
 from serve_app.adapters.call_journal import CallJournal
 from serve_app.adapters.call_scope import CallScope, call_scope
@@ -14,11 +12,13 @@ from serve_app.adapters.dspy_program import Program
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import ModelConfig
 from serve_app.core.clock import Clock
+from serve_app.core.model_load import gauges_of
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.scoring import Scoring
-from serve_app.deployments.stage import Chunks, answer_each
-from serve_app.errors import SwitchyardError, UpstreamError
-from serve_app.messages import Attempt, Call, Outcome, Result
+from serve_app.deployments.slots import Slots
+from serve_app.deployments.stage import CallTasks, Chunks
+from serve_app.errors import Overloaded, SwitchyardError, UpstreamError
+from serve_app.messages import Attempt, BreakerState, Call, ModelHealth, Outcome, Result
 
 
 class ModelReplica:
@@ -50,54 +50,45 @@ class ModelReplica:
         self._lm = pool.lm(model)
         self._telemetry = telemetry
         self._clock = clock
-        self._slots = asyncio.Semaphore(model.max_ongoing_requests)
-        self._running = 0
-        self._waiting = 0
+        self.slots = Slots(model, clock=clock)
+        self._work = CallTasks()
         self._link = link
         link.versions = {name: program.version for name, program in programs.items()}
         self.scoring = Scoring(model.name, programs, telemetry, link)
-        link.add_gauges(lambda: {"running": self._running, "queue_depth": self._waiting})
+        link.add_gauges(lambda: gauges_of(self.slots.queue))
 
     @property
-    def queue_depth(self) -> int:
-        """Calls waiting for a slot: what autoscaling looks at."""
-        return self._waiting
+    def is_held_back(self) -> bool:
+        """Whether more replicas would not help: the model is down or cooling, or its provider sets the pace."""
+        health = self._link.snapshot.models.get(self._model.name, ModelHealth())
+        return health.state is BreakerState.OPEN or health.retry_after_s > 0 or self.slots.is_limited
 
     def run(self, calls: Sequence[Call]) -> Chunks:
         """Answer each call, each as it is ready."""
         arrived = self._clock()
+        return self._work.run(calls, lambda call: self._in_turn(call, arrived + call.remaining_s))
 
-        async def answer(call: Call) -> Result:
-            async with self._slot():
-                return await self.answer(call, call.remaining_s - (self._clock() - arrived))
+    def leave(self, ids: Sequence[str]) -> None:
+        """Give up these calls, and what they asked of the provider."""
+        self._work.leave(ids)
 
-        return answer_each(calls, answer)
-
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
+    async def _in_turn(self, call: Call, deadline: float) -> Result:
         asked = self._clock()
-        self._waiting += 1
         try:
-            await self._slots.acquire()
-        finally:
-            self._waiting -= 1
-        self._link.waited(self._clock() - asked)
-        self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
-            self._slots.release()
+            async with self.slots.slot(call.options.priority, deadline) as place:
+                self._link.waited(self._clock() - asked)
+                result = await self.answer(call, deadline - self._clock())
+                place.leave(served=result.error is None)
+                return result
+        except (Overloaded, UpstreamError) as error:
+            attempt = Attempt(self._model.name, Outcome.REJECTED, 0.0)
+            return Result(call.id, error=error, attempts=(attempt,), journal=call.journal)
 
     async def answer(self, call: Call, remaining_s: float) -> Result:
-        """Run the call's program once, from where earlier attempts left off; expired work is never started.
+        """Run the call's program once, from where earlier attempts left off.
 
         A failure carries the journal of everything finished so far, by earlier attempts too.
         """
-        if remaining_s <= 0:
-            late = UpstreamError("no time was left to ask the model", outcome=Outcome.REJECTED)
-            attempt = Attempt(self._model.name, Outcome.REJECTED, 0.0)
-            return Result(call.id, error=late, attempts=(attempt,), journal=call.journal)
         program = self._programs[call.program]
         limits = [n for n in (call.options.max_tokens, program.config.levels.at(call.level).max_tokens) if n]
         journal = CallJournal(call.journal) if program.config.resume else None
@@ -121,4 +112,5 @@ class ModelReplica:
         resumed = scope.journal.resumed if scope.journal else 0
         attempt = Attempt(self._model.name, outcome, self._clock() - started, usage, cost_usd, resumed)
         self._telemetry.attempt_finished(call.program, attempt)
+        self.slots.learn(scope, outcome)
         return attempt

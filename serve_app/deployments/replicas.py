@@ -27,9 +27,10 @@ from serve_app.adapters.operator_key import read_operator_key
 from serve_app.adapters.redis_store import RedisStore
 from serve_app.adapters.serve_address import listening_host
 from serve_app.adapters.telemetry import Telemetry
-from serve_app.config import AppConfig, ModelConfig
+from serve_app.config import AppConfig, BatchingConfig, ModelConfig
+from serve_app.core.model_load import model_deployment_name
 from serve_app.core.operator_access import OperatorAccess, is_loopback
-from serve_app.deployments.autoscaling import QUEUE_DEPTH
+from serve_app.deployments.autoscaling import stats_of
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.control_memory import remember
@@ -53,11 +54,6 @@ MODEL_ACCEPT_S = 2.0
 """Seconds within which some replica of a model must take a batch."""
 REDIS_REFRESH_S = 2.0
 """Seconds between looks at where the embedded Redis is: it may have been started anew."""
-
-
-def model_deployment_name(model: str) -> str:
-    """Name of the deployment that serves a model."""
-    return f"Model-{model}"
 
 
 def _load_programs(config: AppConfig) -> dict[str, Program]:
@@ -108,9 +104,8 @@ class IngressDeployment(Holding, Ingress):
         if isinstance(stage, Cache):
             self._held.push_async_callback(stage.aclose)
         self._held.push_async_callback(self.near.aclose)
-        batched: Any = self._batched  # Ray adds the two setters to the method
-        batched.set_max_batch_size(config.batching.max_batch_size)
-        batched.set_batch_wait_timeout_s(config.batching.batch_wait_timeout_s)
+        self.set_batching(config.batching)
+        link.on_snapshot(lambda snapshot: self.set_batching(snapshot.policy.batching or config.batching))
         link.start()
 
     async def __del__(self) -> None:  # Ray's HTTP wrapper awaits this only if it is a coroutine function
@@ -119,6 +114,12 @@ class IngressDeployment(Holding, Ingress):
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; called by Ray Serve after the constructor."""
         return build_api(self, self._access)
+
+    def set_batching(self, batching: BatchingConfig) -> None:
+        """Change how batches form, from the next one on."""
+        batched: Any = self._batched  # Ray adds the two setters to the method
+        batched.set_max_batch_size(batching.max_batch_size)
+        batched.set_batch_wait_timeout_s(batching.batch_wait_timeout_s)
 
     async def _collect(self, call: Call) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = await self._batched(call)
@@ -130,13 +131,17 @@ class IngressDeployment(Holding, Ingress):
 
 
 class _Streaming:
-    """Makes ``run`` an asynchronous generator *function*: Ray runs methods that are not ``async`` in a thread."""
+    """``run`` and ``leave`` for Ray, which runs methods that are not ``async`` in a thread."""
 
     async def run(self, calls: Sequence[Call]) -> Chunks:
         chunks: Chunks = super().run(calls)  # type: ignore[misc]  # of the plain class behind this one
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
+
+    async def leave_calls(self, ids: Sequence[str]) -> None:
+        """Give up these calls, if they are here."""
+        super().leave(ids)  # type: ignore[misc]  # of the plain class behind this one
 
 
 class CacheDeployment(Holding, _Streaming, Cache):
@@ -202,7 +207,7 @@ class ModelDeployment(Holding, _Streaming, ModelReplica):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What ``serve_app.deployments.autoscaling`` decides by."""
-        return {QUEUE_DEPTH: self.queue_depth}
+        return stats_of(self.slots.queue, is_held_back=self.is_held_back)
 
 
 class ControlPlaneDeployment(Holding, ControlPlane):
@@ -241,7 +246,10 @@ class EmbeddedRedisDeployment:
 def model_stages(config: AppConfig, handles: Mapping[str, Handle]) -> dict[str, Stage]:
     """A stage for each model; one whose replicas are all gone is given up quickly, so that a call can go elsewhere."""
     return {
-        model.name: HandleStage(handles[model_deployment_name(model.name)], accept_timeout_s=MODEL_ACCEPT_S)
+        model.name: HandleStage(
+            handles[model_deployment_name(model.name)],
+            accept_timeout_s=MODEL_ACCEPT_S if model.replicas.min else None,  # from zero, a replica has to start first
+        )
         for model in config.models
     }
 

@@ -13,6 +13,7 @@ from serve_app.config import AppConfig
 from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import Clock
 from serve_app.core.deadline import attempt_timeout_s
+from serve_app.core.expected_wait import refusal_at
 from serve_app.core.fallback import FallbackPlan
 from serve_app.core.outcomes import MEANINGS, classify_latency
 from serve_app.core.permit import Refusal
@@ -21,11 +22,12 @@ from serve_app.core.retry_budget import RetryBudget
 from serve_app.core.route_gate import RouteGate, RoutePermit
 from serve_app.core.routing import Demand, ModelFacts, select
 from serve_app.deployments.control_link import ControlLink
-from serve_app.deployments.stage import Chunks, Lane, Stage, answer_each
+from serve_app.deployments.stage import CallTasks, Chunks, Lane, Stage
 from serve_app.errors import (
     CircuitOpen,
     DeadlineExceeded,
     NoRoute,
+    Overloaded,
     RateLimited,
     SwitchyardError,
     UpstreamError,
@@ -37,6 +39,8 @@ log = logging.getLogger("switchyard.router")
 
 REPLY_GRACE_S = 0.5
 """Seconds a replica has, past an attempt's time, to say itself that the time is over."""
+BUSY = "busy"
+"""Reason of a refusal for a model whose queue is too long for the call."""
 
 
 @dataclass(slots=True)
@@ -52,6 +56,26 @@ class _Journey:
     refusals: list[Refusal] = field(default_factory=list)
     error: SwitchyardError | None = None
     journal: tuple[Step, ...] = ()
+
+
+class _Sent:
+    """Calls sent to one model and not back yet; a context manager around each."""
+
+    def __init__(self) -> None:
+        self._now = self._before = 0
+        self._seen: Snapshot | None = None
+
+    def since(self, snapshot: Snapshot) -> int:
+        """How many more there are than when this snapshot was first looked at."""
+        if snapshot is not self._seen:
+            self._seen, self._before = snapshot, self._now
+        return max(0, self._now - self._before)
+
+    def __enter__(self) -> None:
+        self._now += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._now -= 1
 
 
 class Router:
@@ -78,11 +102,13 @@ class Router:
         self._default_model = config.default_model
         self._models = {model.name: model for model in config.models}
         self._windows = {model.name: model.context_window for model in config.models}
+        self._work = CallTasks()
         self._lanes = {name: Lane(stage) for name, stage in stages.items()}
         self._telemetry = telemetry
         self._link = link
         self._clock = clock
         policy = link.snapshot.policy
+        self._sent = {name: _Sent() for name in stages}
         self._gates = {name: RouteGate(policy.breaker, clock=clock) for name in stages}
         self._budget = RetryBudget(policy.retry, clock=clock)
         self._recent = RecentUsage(clock=clock)
@@ -92,7 +118,11 @@ class Router:
     def run(self, calls: Sequence[Call]) -> Chunks:
         """Answer each call, each as it is ready."""
         arrived = self._clock()
-        return answer_each(calls, lambda call: self.answer(call, arrived + call.remaining_s))
+        return self._work.run(calls, lambda call: self.answer(call, arrived + call.remaining_s))
+
+    def leave(self, ids: Sequence[str]) -> None:
+        """Give up these calls, at their models too."""
+        self._work.leave(ids)
 
     async def answer(self, call: Call, deadline: float) -> Result:
         """Walk the call's route until a model answers, or nothing is left to try."""
@@ -142,6 +172,10 @@ class Router:
         if self._clock() >= journey.deadline:
             return None
         for model in journey.plan.models:
+            if busy := self._too_busy(journey, model):
+                journey.refusals.append(busy)
+                journey.plan.skip(model)
+                continue
             permit = self._gates[model].admit()
             if isinstance(permit, RoutePermit):
                 if self._may_ask_again(journey, model, is_hedge=is_hedge):
@@ -152,6 +186,20 @@ class Router:
             journey.refusals.append(permit)
             journey.plan.skip(model)
         return None
+
+    def _too_busy(self, journey: _Journey, model: str) -> Refusal | None:
+        """Why the call cannot expect a slot of the model in its time; ``None`` when it can, or nothing is known."""
+        load = self._link.snapshot.loads.get(model)
+        if load is None:
+            return None
+        timeout_s = self._timeout_s(journey, model, journey.plan.attempts_left)
+        sent = self._sent[model].since(self._link.snapshot)
+        refusal = refusal_at(load, journey.call.options.priority, timeout_s, sent)
+        return replace(refusal, reason=BUSY) if refusal else None
+
+    def _timeout_s(self, journey: _Journey, model: str, attempts_left: int) -> float:
+        remaining_s = journey.deadline - self._clock()
+        return attempt_timeout_s(remaining_s, attempts_left, self._models[model].latency_s)
 
     def _may_ask_again(self, journey: _Journey, model: str, *, is_hedge: bool) -> bool:
         """A first attempt is free, and so is a call's first fallback from a model that nobody asks any more.
@@ -176,11 +224,12 @@ class Router:
     async def _attempt(self, journey: _Journey, model: str, permit: RoutePermit) -> Result:
         started = self._clock()
         remaining_s = journey.deadline - started
-        timeout_s = attempt_timeout_s(remaining_s, 1 + journey.plan.attempts_left, self._models[model].latency_s)
+        timeout_s = self._timeout_s(journey, model, 1 + journey.plan.attempts_left)
         call = replace(journey.call, model=model, remaining_s=timeout_s, journal=journey.journal)
         try:
             async with asyncio.timeout(min(timeout_s + REPLY_GRACE_S, remaining_s)):
-                result = await self._lanes[model].ask(call)
+                with self._sent[model]:
+                    result = await self._lanes[model].ask(call)
         except TimeoutError:
             result = Result(call.id, error=UpstreamError(f"{model} did not answer in time", outcome=Outcome.TIMEOUT))
         except asyncio.CancelledError:
@@ -225,7 +274,9 @@ class Router:
     def _why(self, journey: _Journey) -> SwitchyardError:
         """What a caller is told when no model answered."""
         error, outcomes = journey.error, {attempt.outcome for attempt in journey.attempts}
-        if self._clock() >= journey.deadline or outcomes == {Outcome.REJECTED}:
+        if isinstance(error, Overloaded):  # the replica's own queue knew better than the last report
+            self._telemetry.shed(BUSY, journey.call.options.priority)
+        elif self._clock() >= journey.deadline or outcomes == {Outcome.REJECTED}:
             return DeadlineExceeded("the deadline passed before a model answered")
         if error is not None and error.outcome is Outcome.CONTEXT_WINDOW:
             return UpstreamRefused("the inputs are longer than any model of the route takes")
@@ -234,7 +285,14 @@ class Router:
         retry_after_s = self._retry_after_s(journey, error)
         if error is not None:
             return NoRoute(f"no model could answer; the last one: {error}", retry_after_s)
+        return self._refused(journey, retry_after_s)
+
+    def _refused(self, journey: _Journey, retry_after_s: float) -> SwitchyardError:
+        """What a caller is told when no model was asked."""
         reasons = {refusal.reason for refusal in journey.refusals}
+        if BUSY in reasons:
+            self._telemetry.shed(BUSY, journey.call.options.priority)
+            return Overloaded("every model of the route is too busy to answer in time", retry_after_s)
         if reasons == {"cooling"}:
             return RateLimited("every model is cooling down after a rate limit", retry_after_s)
         return CircuitOpen("every model of the route is down at the moment", retry_after_s)

@@ -5,7 +5,7 @@ processes it is a ``HandleStage`` over a Ray Serve handle. Nobody can tell the d
 
 The contract of ``run``: the first chunk is empty and says that the batch was accepted; then each call gets
 exactly one ``Result``, in any order, in chunks as they finish. Failures of a call are results; only a failure
-of the stage itself is raised.
+of the stage itself is raised. A call that nobody waits for any more is given up with ``leave``; its neighbours go on.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import contextvars
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from serve_app.errors import ExecutionError, Overloaded, SwitchyardError, UpstreamError
+from serve_app.errors import ClientClosed, ExecutionError, Overloaded, SwitchyardError, UpstreamError
 from serve_app.messages import Call, Outcome, Result
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ log = logging.getLogger("switchyard.stage")
 
 Chunks = AsyncGenerator[Sequence[Result], None]
 Deliver = Callable[[Result], None]
+Answer = Callable[[Call], Awaitable[Result]]
+
+LEAVE_TIMEOUT_S = 2.0
+"""Seconds that replicas have to hear which calls were left; one that does not hear it ends them at their deadline."""
 
 
 class Stage(Protocol):
@@ -38,6 +43,10 @@ class Stage(Protocol):
 
     def run(self, calls: Sequence[Call]) -> Chunks:
         """Answer each call exactly once; see the module's contract."""
+        ...
+
+    def leave(self, ids: Sequence[str]) -> None:
+        """Give up these calls where they are still at work; returns at once."""
         ...
 
 
@@ -68,29 +77,54 @@ class _Outbox:
             yield chunk
 
 
-async def answer_each(calls: Sequence[Call], answer: Callable[[Call], Awaitable[Result]]) -> Chunks:
-    """Keep a stage's contract with one coroutine a call: whatever it raises becomes that call's result.
+class CallTasks:
+    """The calls that a stage is at work on: each has a task of its own, so that each can fail or be left alone."""
 
-    Leaving the generator early cancels the calls that are not finished.
-    """
-    outbox = _Outbox(len(calls))
-    tasks = [asyncio.create_task(_settle(call, answer, outbox)) for call in calls]
-    try:
-        yield ()
-        async for chunk in outbox.chunks():
-            yield chunk
-    finally:
-        for task in tasks:
-            task.cancel()
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self, calls: Sequence[Call], answer: Answer) -> Chunks:
+        """Keep a stage's contract with one coroutine a call: whatever it raises becomes that call's result.
+
+        Leaving the generator early cancels the calls that are not finished.
+        """
+        outbox = _Outbox(len(calls))
+        tasks = [asyncio.create_task(_settle(call, answer, outbox)) for call in calls]
+        for call, task in zip(calls, tasks, strict=True):
+            self._tasks[call.id] = task
+            task.add_done_callback(partial(self._ended, call.id))
+        try:
+            yield ()
+            async for chunk in outbox.chunks():
+                yield chunk
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def leave(self, ids: Sequence[str]) -> None:
+        """Cancel the work for these calls; ids that are not at work are none of ours."""
+        for call_id in ids:
+            if task := self._tasks.get(call_id):
+                task.cancel()
+
+    def _ended(self, call_id: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(call_id) is task:
+            del self._tasks[call_id]
 
 
-async def _settle(call: Call, answer: Callable[[Call], Awaitable[Result]], outbox: _Outbox) -> None:
+def answer_each(calls: Sequence[Call], answer: Answer) -> Chunks:
+    """``CallTasks.run`` for a stage whose calls nobody leaves one by one."""
+    return CallTasks().run(calls, answer)
+
+
+async def _settle(call: Call, answer: Answer, outbox: _Outbox) -> None:
     try:
         outbox.put(await answer(call))
     except SwitchyardError as error:
         outbox.put(Result(call.id, error=error))
     except asyncio.CancelledError:
         if _is_left():
+            outbox.put(Result(call.id, error=ClientClosed("nobody waits for this call any more")))
             raise
         outbox.put(Result(call.id, error=ExecutionError("the work for this call was cancelled")))
     except Exception as error:  # a defect must not hang the caller; logged and answered
@@ -118,6 +152,10 @@ class HandleStage:
     def __init__(self, handle: DeploymentHandle[Any], *, accept_timeout_s: float | None = None) -> None:
         self._handle = handle.options(stream=True, method_name="run")
         self._accept_timeout_s = accept_timeout_s
+        self._offered: set[str] = set()
+        self._taken: set[str] = set()
+        self._left: set[str] = set()
+        self._telling: asyncio.Task[None] | None = None
 
     async def run(self, calls: Sequence[Call]) -> Chunks:
         """Pass the batch on.
@@ -126,13 +164,17 @@ class HandleStage:
             StageLost: no replica took it in time, or the one that did is gone.
             Overloaded: Ray's own bound on queued batches is reached.
         """
+        ids = {call.id for call in calls}
         stream: Any = self._handle.remote(list(calls))
         finished = False
+        self._offered |= ids
         try:
             async with asyncio.timeout(self._accept_timeout_s):
                 accepted = await anext(stream)
+            self._was_taken(ids)
             yield accepted
             async for chunk in stream:
+                self._taken.difference_update(result.id for result in chunk)
                 yield chunk
             finished = True
         except TimeoutError as error:
@@ -144,8 +186,37 @@ class HandleStage:
             log.warning("stage.lost", extra={"deployment": self._handle.deployment_name, "why": type(error).__name__})
             raise StageLost("the replica that had the calls is gone", outcome=Outcome.UNREACHABLE) from error
         finally:
+            for known in (self._offered, self._taken, self._left):
+                known.difference_update(ids)
             if not finished:
                 stream.cancel()
+
+    def leave(self, ids: Sequence[str]) -> None:
+        """Tell the replicas; a batch that no replica has taken yet is told about when one has."""
+        self._left |= (self._offered | self._taken).intersection(ids)
+        self._tell()
+
+    def _was_taken(self, ids: set[str]) -> None:
+        self._offered -= ids
+        self._taken |= ids
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._telling is None and self._left & self._taken:
+            self._telling = asyncio.create_task(self._tell_replicas(), context=contextvars.Context())
+
+    async def _tell_replicas(self) -> None:
+        """One message at a time for all that was left meanwhile; every replica hears it, and one knows the call."""
+        try:
+            while ids := self._left & self._taken:
+                self._left -= ids
+                self._taken -= ids
+                heard = self._handle.broadcast("leave_calls", sorted(ids))
+                await heard.results_async(timeout_s=LEAVE_TIMEOUT_S, return_exceptions=True)
+        except (RayError, RayServeException, TimeoutError) as error:
+            log.warning("stage.leave_unheard", extra={"why": type(error).__name__})
+        finally:
+            self._telling = None
 
 
 async def drive(stage: Stage, calls: Sequence[Call], deliver: Deliver, *, resubmit: bool = False) -> None:
@@ -230,10 +301,20 @@ class Lane:
         task = asyncio.create_task(work, context=contextvars.Context())
         self._drives.add(task)
         task.add_done_callback(self._drives.discard)
-        for future in futures.values():
-            future.add_done_callback(lambda _: self._cancel_if_deserted(task, futures))
+        for call_id, future in futures.items():
+            future.add_done_callback(partial(self._leave, call_id, task, futures))
 
-    @staticmethod
-    def _cancel_if_deserted(task: asyncio.Task[None], futures: dict[str, asyncio.Future[Result]]) -> None:
-        if futures and all(future.cancelled() for future in futures.values()):
+    def _leave(
+        self,
+        call_id: str,
+        task: asyncio.Task[None],
+        futures: dict[str, asyncio.Future[Result]],
+        done: asyncio.Future[Result],
+    ) -> None:
+        """Give up one call of a batch, and the whole batch with its last caller."""
+        if not done.cancelled():
+            return
+        if all(future.cancelled() for future in futures.values()):
             task.cancel()
+        elif call_id in futures:
+            self._stage.leave([call_id])

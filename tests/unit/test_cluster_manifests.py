@@ -19,6 +19,7 @@ from serve_app.adapters.telemetry import MetricsPage, Telemetry
 from serve_app.config import AppConfig
 from serve_app.config_check import check_file
 from serve_app.deployments.control_plane import ControlPlane
+from serve_app.launcher import environment
 from serve_app.messages import Attempt, Outcome, Report, Usage
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +158,14 @@ def test_the_image_sets_both_throughput_flags_and_is_not_run_by_root() -> None:
     assert re.search(r"install -y --no-install-recommends bash ca-certificates wget", dockerfile)
     assert re.search(r"^USER 1000:1000$", dockerfile, re.MULTILINE)
     assert dockerfile.index("USER ") < dockerfile.index("\nCMD ")
+
+
+def test_the_image_reports_to_the_autoscaler_as_often_as_a_run_on_one_machine() -> None:
+    dockerfile = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    intervals = {name: value for name, value in environment({}, plain=False).items() if "AUTOSCALING_METRIC" in name}
+    assert len(intervals) == 3
+    for name, value in intervals.items():
+        assert f"{name}={value}" in dockerfile
 
 
 def test_the_image_copies_only_what_the_build_may_see() -> None:

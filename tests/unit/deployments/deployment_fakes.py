@@ -9,7 +9,7 @@ from serve_app.adapters.dspy_program import load_program
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.deployments.control_link import ControlLink
-from serve_app.deployments.stage import answer_each
+from serve_app.deployments.stage import CallTasks
 from serve_app.errors import UpstreamError
 from serve_app.messages import Attempt, Call, Outcome, Result, Usage
 
@@ -72,6 +72,7 @@ class FakeStage:
         self.batches: list[list[Call]] = []
         self.cancelled: list[str] = []
         self._answer = answer
+        self._work = CallTasks()
 
     @property
     def calls(self) -> list[Call]:
@@ -88,7 +89,10 @@ class FakeStage:
                 self.cancelled.append(asked.id)
                 raise
 
-        return answer_each(calls, answer)
+        return self._work.run(calls, answer)
+
+    def leave(self, ids):
+        self._work.leave(ids)
 
 
 async def run_all(stage: Any, *calls: Call) -> dict[str, Result]:

@@ -5,52 +5,78 @@ from types import SimpleNamespace
 import pytest
 
 from serve_app.config import Replicas
-from serve_app.deployments.autoscaling import QUEUE_DEPTH, queue_depth_policy, replicas_for, scaling_options
-
-
-@pytest.mark.parametrize(
-    ("waiting", "current", "wanted"),
-    [
-        ([0], 1, 0),
-        ([0, 0], 2, 1),
-        ([1], 1, 1),
-        ([8], 1, 1),
-        ([9], 1, 2),
-        ([16, 0], 2, 3),
-        ([20, 20], 2, 6),
-    ],
+from serve_app.core.clock import ManualClock
+from serve_app.core.slot_queue import SlotQueue
+from serve_app.deployments.autoscaling import (
+    BY_ONGOING,
+    HELD_BACK,
+    RUNNING,
+    SLOTS,
+    WAITING,
+    queue_depth_policy,
+    scaling_options,
+    stats_of,
 )
-def test_each_target_of_waiting_calls_beyond_the_first_asks_for_a_replica(waiting, current, wanted) -> None:
-    assert replicas_for(waiting, current, target_queue_depth=8) == wanted
+from serve_app.messages import Priority
 
 
-def context(metrics, current: int = 2) -> SimpleNamespace:
+def context(mean, newest=None, current: int = 2, least: int = 1) -> SimpleNamespace:
+    """What Ray hands the policy: means by statistic and replica, and the series they come from."""
+    raw = mean if newest is None else newest
+    series = {name: {key: [SimpleNamespace(value=value)] for key, value in by.items()} for name, by in raw.items()}
     return SimpleNamespace(
-        aggregated_metrics=metrics,
+        aggregated_metrics=mean or None,
+        raw_metrics=series or None,
         current_num_replicas=current,
         target_num_replicas=current,
-        capacity_adjusted_min_replicas=1,
+        capacity_adjusted_min_replicas=least,
         capacity_adjusted_max_replicas=4,
         config=SimpleNamespace(target_ongoing_requests=8),
     )
 
 
+@pytest.mark.parametrize("mean", [{}, {WAITING: {}}, {RUNNING: {"a": 1.0}}])
+def test_the_policy_stays_when_nothing_is_known(mean) -> None:
+    assert queue_depth_policy(context(mean)) == (2, {})
+
+
 @pytest.mark.parametrize(
-    ("metrics", "wanted"),
-    [
-        (None, 2),
-        ({}, 2),
-        ({QUEUE_DEPTH: {}}, 2),
-        ({QUEUE_DEPTH: {"a": 0.0, "b": 0.0}}, 1),
-        ({QUEUE_DEPTH: {"a": 12.0, "b": 0.0}}, 3),
-        ({QUEUE_DEPTH: {"a": 500.0, "b": 500.0}}, 4),
-    ],
+    ("waiting", "wanted"),
+    [({"a": 0.0, "b": 0.0}, 1), ({"a": 17.0, "b": 0.0}, 3), ({"a": 500.0, "b": 500.0}, 4)],
 )
-def test_the_policy_keeps_within_bounds_and_stays_when_nothing_is_known(metrics, wanted) -> None:
-    assert queue_depth_policy(context(metrics)) == (wanted, {})
+def test_the_policy_sums_the_replicas_and_keeps_within_bounds(waiting, wanted) -> None:
+    assert queue_depth_policy(context({WAITING: waiting})) == (wanted, {})
+
+
+def test_the_policy_sees_a_burst_before_the_mean_does() -> None:
+    assert queue_depth_policy(context({WAITING: {"a": 0.1}}, {WAITING: {"a": 20.0}}, current=1)) == (4, {})
+
+
+def test_the_policy_adds_nothing_where_a_replica_is_held_back() -> None:
+    readings = {WAITING: {"a": 90.0, "b": 9.0}, HELD_BACK: {"a": 0.0, "b": 1.0}}
+    assert queue_depth_policy(context(readings)) == (2, {})
+
+
+def test_the_last_replica_goes_where_none_is_allowed() -> None:
+    idle = {name: {"a": 0.0} for name in (WAITING, RUNNING, SLOTS, HELD_BACK)}
+    assert queue_depth_policy(context(idle, current=1, least=0)) == (0, {})
+    assert queue_depth_policy(context(idle, current=1, least=1)) == (1, {})
+
+
+def test_a_replica_records_what_the_policy_reads() -> None:
+    queue = SlotQueue(1, 10, clock=ManualClock())
+    for _ in range(3):
+        queue.join(Priority.DEFAULT, 60, lambda _: None)
+    assert stats_of(queue, is_held_back=True) == {WAITING: 2, RUNNING: 1, SLOTS: 1, HELD_BACK: 1}
 
 
 def test_equal_bounds_are_a_fixed_number() -> None:
     assert scaling_options(Replicas(min=2, max=2)) == {"num_replicas": 2}
-    scaled = scaling_options(Replicas(min=1, max=4, target_queue_depth=5))["autoscaling_config"]
-    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (1, 4, 5)
+
+
+def test_bounds_that_differ_are_scaled_at_once_upwards_and_slowly_down() -> None:
+    wanted = Replicas(min=0, max=4, target_queue_depth=5, downscale_delay_s=30)
+    scaled = scaling_options(wanted)["autoscaling_config"]
+    assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (0, 4, 5)
+    assert (scaled.upscale_delay_s, scaled.downscale_delay_s) == (0, 30)
+    assert scaling_options(wanted, BY_ONGOING)["autoscaling_config"].upscale_delay_s == 2

@@ -9,7 +9,7 @@ from serve_app.core.clock import ManualClock
 from serve_app.core.route_gate import RouteGate
 from serve_app.deployments.control_plane import SILENCE_S, ControlPlane
 from serve_app.errors import ConfigError
-from serve_app.messages import Level, MetricType, Origin, Outcome, OutcomeCount, Report, ScoreSum
+from serve_app.messages import Level, MetricType, ModelLoad, Origin, Outcome, OutcomeCount, Report, ScoreSum
 
 
 @pytest.fixture
@@ -160,3 +160,27 @@ async def test_what_was_learned_is_shown_beside_the_prior_also_while_it_is_not_u
     learned = page.split('dspy_quality_learned{level="full",model="small",program="ask"} ')[1]
     assert float(learned.split()[0]) == pytest.approx(0.38)  # (0.7 * 20 + 0.3 * (100 - 20)) / 100
     assert 'dspy_bad_output_total{model="large",program="ask"} 1.0' in page
+
+
+def replica(source: str, running: float, waiting: float, service_s: float) -> Report:
+    """What a replica of model ``large`` with two slots reports."""
+    queue = {"waiting_critical": 1.0, "waiting_default": waiting, "waiting_sheddable": 2.0}
+    return Report(source, "Model-large", gauges={"slots": 2.0, "running": running, "service_s": service_s} | queue)
+
+
+async def test_the_load_of_a_model_is_the_sum_of_its_replicas(plane) -> None:
+    await plane.exchange(replica("a", running=2, waiting=3, service_s=1.0))
+    snapshot = await plane.exchange(replica("b", running=1, waiting=0, service_s=3.0))
+    assert snapshot.loads["large"] == ModelLoad(slots=4, running=3, waiting=(2, 3, 4), service_s=2.0)
+    assert snapshot.loads["small"] == ModelLoad()
+
+
+async def test_a_load_that_changes_is_no_new_version(plane) -> None:
+    first = await plane.exchange(replica("a", running=0, waiting=0, service_s=0.0))
+    assert (await plane.exchange(replica("a", running=2, waiting=9, service_s=1.0))).version == first.version
+
+
+async def test_the_load_of_a_replica_that_fell_silent_is_forgotten(plane, clock) -> None:
+    await plane.exchange(replica("a", running=2, waiting=3, service_s=1.0))
+    clock.advance(SILENCE_S + 1)
+    assert (await plane.exchange(router())).loads["large"] == ModelLoad()

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from deployment_fakes import FakeHandle, call, ok, run_all
+from deployment_fakes import FakeHandle, call, ok, run_all, settle
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
@@ -62,3 +62,108 @@ async def test_a_stream_that_nobody_took_is_cancelled() -> None:
     with pytest.raises(StageLost, match="in time"):
         await run_all(HandleStage(handle, accept_timeout_s=0.01), call(1))
     assert handle.stream.is_cancelled
+
+
+class Leavable(FakeHandle):
+    """A handle whose stream takes the batch and then stays silent; remembers what was broadcast."""
+
+    def __init__(self, *items, error=None) -> None:
+        super().__init__(*items)
+        self.told: list[list[str]] = []
+        self.heard = asyncio.Event()
+        self._error = error
+
+    def broadcast(self, method, ids):
+        assert method == "leave_calls"
+        self.told.append(ids)
+        return self
+
+    async def results_async(self, **_):
+        await self.heard.wait()
+        if self._error:
+            raise self._error
+        return [None]
+
+
+async def taken(handle) -> tuple[HandleStage, asyncio.Task]:
+    stage = HandleStage(handle)
+    running = asyncio.create_task(run_all(stage, *(call(n) for n in range(1, 5))))
+    await settle()
+    return stage, running
+
+
+async def test_replicas_are_told_who_left_one_message_at_a_time() -> None:
+    handle = Leavable((), "silence")
+    stage, running = await taken(handle)
+    stage.leave(["c1"])
+    await settle()
+    stage.leave(["c2"])
+    stage.leave(["c3", "a call of another batch"])
+    await settle()
+    assert handle.told == [["c1"]]
+    handle.heard.set()
+    await settle()
+    assert handle.told == [["c1"], ["c2", "c3"]]
+    running.cancel()
+
+
+async def test_a_call_that_is_left_before_a_replica_took_it_is_told_of_when_one_has() -> None:
+    handle = Leavable()
+    handle.stream = FakeSlowStream()
+    handle.heard.set()
+    stage, running = await taken(handle)
+    stage.leave(["c1"])
+    await settle()
+    assert handle.told == []
+    handle.stream.accept.set()
+    await settle()
+    assert handle.told == [["c1"]]
+    running.cancel()
+
+
+class FakeSlowStream:
+    """Accepts when it is told to, and answers nothing."""
+
+    def __init__(self) -> None:
+        self.accept = asyncio.Event()
+        self._accepted = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await self.accept.wait()
+        if self._accepted:
+            await asyncio.Event().wait()
+        self._accepted = True
+        return ()
+
+    def cancel(self) -> None:
+        pass
+
+
+async def test_a_call_that_was_answered_is_left_by_nobody() -> None:
+    handle = Leavable((), [ok(call(1))], "silence")
+    stage, running = await taken(handle)
+    stage.leave(["c1"])
+    await settle()
+    assert handle.told == []
+    running.cancel()
+
+
+async def test_replicas_that_cannot_be_told_do_no_harm() -> None:
+    handle = Leavable((), "silence", error=RayActorError())
+    handle.heard.set()
+    stage, running = await taken(handle)
+    stage.leave(["c1"])
+    await settle()
+    stage.leave(["c2"])
+    await settle()
+    assert handle.told == [["c1"], ["c2"]]
+    running.cancel()
+
+
+async def test_nothing_is_remembered_of_a_batch_that_ended() -> None:
+    stage = HandleStage(FakeHandle((), [ok(call(1))]))
+    await run_all(stage, call(1))
+    assert not (stage._offered | stage._taken | stage._left)

@@ -67,7 +67,7 @@ async def test_the_deadline_is_the_callers_or_the_configured_one() -> None:
     bench = Bench(limits=LimitsConfig(default_deadline_s=7).model_dump())
     await bench.ask()
     await bench.ask({"question": "another"}, options={"deadline_s": 3})
-    assert [asked.remaining_s for asked in bench.stage.calls] == [7, 3]
+    assert [asked.remaining_s for asked in bench.stage.calls] == pytest.approx([7, 3], abs=0.5)
 
 
 async def test_the_deadline_holds_while_a_batch_is_being_collected() -> None:
@@ -79,8 +79,66 @@ async def test_the_deadline_holds_while_a_batch_is_being_collected() -> None:
     async with asyncio.timeout(5):
         with pytest.raises(DeadlineExceeded):
             await bench.ask(options={"deadline_s": 0.02})
-    assert bench.ingress._admission.running == 0
+    assert bench.ingress._admission.held == 0
     assert bench.counts("dspy_requests", "status") == {"deadline_exceeded": 1}
+
+
+class Collected(Ingress):
+    """An ingress whose batches form when the test says so."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.forming = []
+
+    async def _collect(self, call):
+        handed_over = asyncio.get_running_loop().create_future()
+        self.forming.append((call, handed_over))
+        return await handed_over
+
+    def send(self) -> None:
+        calls, handed_over = zip(*self.forming, strict=True)
+        self.forming = []
+        for future, result in zip(handed_over, self.start_batch(calls), strict=True):
+            if not future.done():
+                future.set_result(result)
+
+
+async def test_the_time_a_batch_took_to_form_is_no_longer_left() -> None:
+    bench = Bench(ingress=Collected)
+    asked = asyncio.create_task(bench.ask(options={"deadline_s": 5}))
+    await asyncio.sleep(0.05)
+    bench.ingress.send()
+    await asked
+    assert bench.stage.calls[0].remaining_s < 4.96
+
+
+async def test_a_caller_who_leaves_at_the_moment_the_batch_is_handed_over_takes_the_work_along() -> None:
+    bench = Bench(lambda _: asyncio.Event().wait(), ingress=Collected)
+    leaver, stayer = (asyncio.create_task(bench.ask({"question": q})) for q in "ab")
+    await settle()
+    bench.ingress.send()
+    leaver.cancel()
+    await settle()
+    left, stays = bench.stage.calls
+    assert (left.inputs["question"], bench.stage.cancelled) == ("a", [left.id])
+    stayer.cancel()
+    await settle()
+    assert bench.stage.cancelled == [left.id, stays.id]
+    assert not bench.ingress._asked
+    assert not bench.ingress._deadlines
+
+
+async def test_a_caller_who_left_while_the_batch_formed_is_never_asked_for() -> None:
+    bench = Bench(ingress=Collected)
+    leaver, stayer = (asyncio.create_task(bench.ask({"question": q})) for q in "ab")
+    await settle()
+    leaver.cancel()
+    await settle()
+    bench.ingress.send()
+    await stayer
+    await settle()
+    assert bench.stage.cancelled == [] or bench.stage.cancelled == [bench.stage.calls[0].id]
+    assert not bench.ingress._asked
 
 
 async def test_errors_name_the_call_and_what_was_tried() -> None:
@@ -154,7 +212,7 @@ async def test_past_the_bound_calls_are_refused_by_priority_before_any_work() ->
     assert bench.counts("dspy_shed", "priority") == {"sheddable": 1, "default": 1}
     gate.set()
     await asyncio.gather(*held)
-    assert bench.ingress._admission.running == 0
+    assert bench.ingress._admission.held == 0
 
 
 async def test_a_near_hit_needs_no_place() -> None:
@@ -275,7 +333,7 @@ async def test_one_of_two_callers_in_a_batch_may_leave() -> None:
     gate.set()
     assert (await stayer)["outputs"] == {"answer": "fine"}
     assert bench.counts("dspy_requests", "status") == {"client_closed": 1, "success": 1}
-    assert bench.ingress._admission.running == 0
+    assert bench.ingress._admission.held == 0
 
 
 async def test_status_has_the_same_shape_with_and_without_a_control_plane() -> None:

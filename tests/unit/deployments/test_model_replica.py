@@ -9,8 +9,8 @@ from deployment_fakes import app_config, call, link, run_all, settle
 from serve_app.adapters.call_scope import current_scope
 from serve_app.adapters.dspy_program import Answer
 from serve_app.deployments.model_replica import ModelReplica
-from serve_app.errors import BadOutput, UpstreamError
-from serve_app.messages import Options, Outcome
+from serve_app.errors import BadOutput, ClientClosed, Overloaded, UpstreamError
+from serve_app.messages import BreakerState, ModelHealth, Options, Outcome, Priority
 
 
 class FakePool:
@@ -44,10 +44,10 @@ class FakeProgram:
         return Answer({"answer": lm}, 0.5)
 
 
-def replica(act=None, slots: int = 4) -> tuple[ModelReplica, FakeProgram]:
+def replica(act=None, slots: int = 4, **changes) -> tuple[ModelReplica, FakeProgram]:
     config = app_config()
     program = FakeProgram(config.programs[0], act)
-    model = config.models[0].model_copy(update={"max_ongoing_requests": slots})
+    model = config.models[0].model_copy(update={"max_ongoing_requests": slots} | changes)
     made = link()
     return ModelReplica(model, {"ask": program}, FakePool(), made._telemetry, made), program
 
@@ -80,10 +80,10 @@ async def test_no_more_calls_run_than_there_are_slots_and_the_rest_wait_here() -
     made, program = replica(lambda _: gate.wait(), slots=3)
     running = asyncio.create_task(run_all(made, *(call(n) for n in range(10))))
     await settle()
-    assert (program.running, made.queue_depth) == (3, 7)
+    assert (program.running, made.slots.queue.waiting) == (3, 7)
     gate.set()
     assert len(await running) == 10
-    assert (program.most, made.queue_depth) == (3, 0)
+    assert (program.most, made.slots.queue.waiting) == (3, 0)
 
 
 async def test_expired_work_is_never_started() -> None:
@@ -100,7 +100,89 @@ async def test_a_call_that_is_left_gives_its_slot_back() -> None:
     await settle()
     await chunks.aclose()
     await settle()
-    assert (program.running, made.queue_depth, made._slots.locked()) == (0, 0, False)
+    assert (program.running, made.slots.queue.waiting, made.slots.queue.running) == (0, 0, 0)
+
+
+async def test_a_left_call_gives_its_slot_to_the_next_and_hurts_no_neighbour() -> None:
+    gates = {"c1": asyncio.Event(), "c2": asyncio.Event()}
+    made, program = replica(lambda asked: gates[asked.id].wait(), slots=1)
+    running = asyncio.create_task(run_all(made, call(1), call(2)))
+    await settle()
+    made.leave(["c1"])
+    await settle()
+    assert (program.running, made.slots.queue.waiting) == (1, 0)
+    gates["c2"].set()
+    results = await running
+    assert isinstance(results["c1"].error, ClientClosed)
+    assert results["c2"].error is None
+
+
+async def test_a_better_call_overtakes_those_that_wait() -> None:
+    gate, order = asyncio.Event(), []
+
+    async def act(asked):
+        order.append(asked.id)
+        await gate.wait()
+
+    made, _ = replica(act, slots=1)
+    ranked = [(1, Priority.DEFAULT), (2, Priority.SHEDDABLE), (3, Priority.DEFAULT), (4, Priority.CRITICAL)]
+    running = [
+        asyncio.create_task(run_all(made, call(n, options=Options(priority=priority)))) for n, priority in ranked
+    ]
+    await settle()
+    gate.set()
+    await asyncio.gather(*running)
+    assert order == ["c1", "c4", "c3", "c2"]
+
+
+async def test_a_call_that_finds_no_slot_before_its_deadline_is_never_started() -> None:
+    made, program = replica(lambda _: asyncio.Event().wait(), slots=1)
+    holder = asyncio.create_task(run_all(made, call(1)))
+    await settle()
+    result = (await run_all(made, call(2, remaining_s=0.02)))["c2"]
+    assert (result.attempts[0].outcome, result.error.outcome) == (Outcome.REJECTED, Outcome.REJECTED)
+    assert len(program.limits) == 1
+    assert made.slots.queue.waiting == 0
+    holder.cancel()
+
+
+async def test_past_the_bound_of_the_queue_calls_are_refused_at_once() -> None:
+    made, program = replica(lambda _: asyncio.Event().wait(), slots=1, max_queued_requests=10)
+    flood = Options(priority=Priority.SHEDDABLE)
+    chunks = made.run([call(n, options=flood) for n in range(20)])
+    assert await anext(chunks) == ()
+    refused = await anext(chunks)
+    assert len(refused) == 20 - 1 - 5
+    assert all(isinstance(result.error, Overloaded) and result.error.retry_after_s > 0 for result in refused)
+    assert program.running == 1
+    await chunks.aclose()
+
+
+async def test_a_provider_that_answers_429_is_given_fewer_calls_at_once() -> None:
+    async def act(_):
+        raise UpstreamError("slow down", outcome=Outcome.RATE_LIMITED)
+
+    made, _ = replica(act, slots=10)
+    assert not made.is_held_back
+    await run_all(made, call(1))
+    assert made.slots.queue.slots == 8
+    assert made.is_held_back
+
+
+async def test_a_fixed_concurrency_stays_what_it_is() -> None:
+    async def act(_):
+        raise UpstreamError("slow down", outcome=Outcome.RATE_LIMITED)
+
+    made, _ = replica(act, slots=10, adaptive_concurrency=False)
+    await run_all(made, call(1))
+    assert (made.slots.queue.slots, made.is_held_back) == (10, False)
+
+
+async def test_a_replica_whose_models_breaker_is_open_is_held_back() -> None:
+    made, _ = replica()
+    health = ModelHealth(state=BreakerState.OPEN)
+    made._link.snapshot = replace(made._link.snapshot, models={"large": health})
+    assert made.is_held_back
 
 
 async def test_the_callers_token_limit_reaches_the_engine() -> None:

@@ -14,11 +14,24 @@ from serve_app.errors import (
     CircuitOpen,
     DeadlineExceeded,
     NoRoute,
+    Overloaded,
     ProgramError,
     RateLimited,
     UpstreamRefused,
 )
-from serve_app.messages import Attempt, Complexity, Level, Options, Outcome, Result, Snapshot, Step, StepKind
+from serve_app.messages import (
+    Attempt,
+    Complexity,
+    Level,
+    ModelLoad,
+    Options,
+    Outcome,
+    Priority,
+    Result,
+    Snapshot,
+    Step,
+    StepKind,
+)
 
 HARD = Options(complexity=Complexity.HIGH)
 FALLBACKS = [
@@ -270,3 +283,70 @@ async def test_what_was_learned_of_a_program_takes_the_place_of_the_prior(learne
     bench = Bench()
     bench.link.snapshot = replace(bench.link.snapshot, quality=learned)
     assert (await bench.ask(options=Options(complexity=Complexity.MEDIUM))).model == answers
+
+
+QUEUED = ModelLoad(slots=2, running=2, waiting=(0, 20, 0), service_s=1)
+"""About ten seconds of work for a model before a new call of priority default."""
+
+
+def under_load(bench: Bench, **loads: ModelLoad) -> None:
+    bench.link.snapshot = replace(bench.link.snapshot, loads=loads)
+
+
+async def test_a_model_whose_queue_is_too_long_for_the_call_is_left_out() -> None:
+    bench = Bench()
+    under_load(bench, large=QUEUED)
+    assert (await bench.ask(remaining_s=10)).model == "medium"
+    assert bench.asked() == {"medium": 1}
+
+
+async def test_when_every_model_is_too_busy_the_call_is_refused_before_any_work() -> None:
+    bench = Bench()
+    under_load(bench, large=QUEUED, medium=QUEUED, small=QUEUED)
+    result = await bench.ask(remaining_s=8)
+    assert isinstance(result.error, Overloaded)
+    assert 0 < result.error.retry_after_s < 10
+    assert sum(bench.asked().values()) == 0
+
+
+async def test_a_critical_call_does_not_wait_for_those_it_overtakes() -> None:
+    bench = Bench()
+    under_load(bench, large=QUEUED, medium=QUEUED, small=QUEUED)
+    result = await bench.ask(remaining_s=8, options=replace(HARD, priority=Priority.CRITICAL))
+    assert result.error is None
+
+
+async def test_what_was_sent_since_the_last_report_is_in_the_queue_too() -> None:
+    bench = Bench(large=lambda _: asyncio.Event().wait())
+    under_load(bench, large=ModelLoad(slots=1, running=0, waiting=(0, 0, 0), service_s=1))
+    first = [asyncio.create_task(bench.ask(n, options=replace(HARD, model="large"))) for n in range(20)]
+    await settle()
+    refused = [task.result().error for task in first if task.done()]
+    assert bench.asked() == {"large": 9}  # the tenth would wait nine seconds of its ten, and run for one
+    assert len(refused) == 11
+    assert all(isinstance(error, Overloaded) for error in refused)
+    for task in first:
+        task.cancel()
+
+
+async def test_a_replicas_own_refusal_is_the_callers_and_says_nothing_of_the_model() -> None:
+    def refuse(asked):
+        error = Overloaded("full", 3.0)
+        return Result(asked.id, error=error, attempts=(Attempt("large", Outcome.REJECTED, 0.0),))
+
+    bench = Bench(large=refuse)
+    for number in range(20):
+        result = await bench.ask(number)
+        assert isinstance(result.error, Overloaded)
+        assert result.error.retry_after_s == 3.0
+    assert bench.asked() == {"large": 20}
+
+
+async def test_a_call_that_is_left_is_left_at_its_model_and_its_neighbour_is_not() -> None:
+    bench = Bench(large=lambda _: asyncio.Event().wait())
+    running = asyncio.create_task(run_all(bench.router, call(1, options=HARD), call(2, options=HARD)))
+    await settle()
+    bench.router.leave(["c1"])
+    await settle()
+    assert bench.models["large"].cancelled == ["c1"]
+    running.cancel()

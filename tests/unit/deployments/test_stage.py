@@ -1,12 +1,13 @@
 """A batch goes in, each call comes out exactly once, whatever the stage does."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from deployment_fakes import FakeStage, call, ok, run_all, settle
 
-from serve_app.deployments.stage import Lane, StageLost, answer_each, drive
-from serve_app.errors import ExecutionError, InvalidInputs, Overloaded
+from serve_app.deployments.stage import CallTasks, Lane, StageLost, answer_each, drive
+from serve_app.errors import ClientClosed, ExecutionError, InvalidInputs, Overloaded
 from serve_app.messages import Outcome, Result
 
 
@@ -142,7 +143,7 @@ async def test_a_lane_never_sends_a_call_that_was_given_up_before() -> None:
     assert [asked.id for asked in stage.calls] == ["c2"]
 
 
-async def test_a_batch_lives_as_long_as_one_of_its_callers() -> None:
+async def test_a_batch_lives_as_long_as_one_of_its_callers_and_each_call_as_long_as_its_own() -> None:
     gate = asyncio.Event()
 
     async def answer(asked):
@@ -154,9 +155,28 @@ async def test_a_batch_lives_as_long_as_one_of_its_callers() -> None:
     await settle()
     gone.cancel()
     await settle()
-    assert stage.cancelled == []
+    assert stage.cancelled == ["c1"]
     gate.set()
     assert (await stays).id == "c2"
+
+
+async def test_a_call_that_is_left_is_answered_all_the_same_so_that_its_batch_can_end() -> None:
+    tasks, gate = CallTasks(), asyncio.Event()
+
+    async def answer(asked):
+        await gate.wait()
+        return ok(asked)
+
+    running = asyncio.create_task(
+        run_all(SimpleNamespace(run=lambda calls: tasks.run(calls, answer)), call(1), call(2))
+    )
+    await settle()
+    tasks.leave(["c1", "unheard of"])
+    gate.set()
+    results = await running
+    assert isinstance(results["c1"].error, ClientClosed)
+    assert results["c2"].error is None
+    assert tasks._tasks == {}
 
 
 async def test_a_batch_that_everybody_left_is_cancelled() -> None:
