@@ -31,11 +31,11 @@ from serve_app.adapters.program_state import apply_state, clear_lms
 from serve_app.adapters.program_tools import journal_tools
 from serve_app.adapters.program_version import version_of
 from serve_app.adapters.reward_function import RewardFunction
-from serve_app.errors import BadOutput, ConfigError, InvalidInputs, ProgramError
+from serve_app.errors import BadOutput, ConfigError, InvalidInputs, ProgramError, SwitchyardError
 from serve_app.messages import Level, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from serve_app.config import ProgramConfig
     from serve_app.messages import Call
@@ -105,20 +105,67 @@ class Program:
             raise out_of_time(Outcome.REJECTED)
         shape = self._shapes[call.level]
         inputs = shape.apply(_python_values(shape.variant.inputs, call.inputs))
-        prediction = await self._predict(shape, inputs, remaining_s, call, lm)
+        with self._running(call, lm):
+            prediction = await shape.variant.runner.run(inputs, remaining_s)
         return self._answer(shape.variant, prediction, call)
 
     def python_inputs(self, call: Call) -> dict[str, Any]:
         """The call's inputs as the Python values that the full program takes."""
         return _python_values(self.inputs, call.inputs)
 
+    def takes_batches(self, level: Level) -> bool:
+        """Whether the program of this level answers many calls at once (``aforward_batch``)."""
+        return self._shapes[level].variant.runner.takes_batches
+
+    async def run_batch(self, calls: Sequence[Call], lm: dspy.LM) -> list[Answer | SwitchyardError]:
+        """Answer calls of one level together, in what is left of the current ``call_scope``; one outcome a call.
+
+        Raises:
+            SwitchyardError: as ``run``, when the program failed as a whole.
+        """
+        shape = self._shapes[calls[0].level]
+        outcomes: dict[str, Answer | SwitchyardError] = {}
+        inputs: dict[str, dict[str, Any]] = {}
+        for call in calls:
+            try:
+                inputs[call.id] = shape.apply(_python_values(shape.variant.inputs, call.inputs))
+            except InvalidInputs as error:
+                outcomes[call.id] = error
+        asked = [call for call in calls if call.id in inputs]
+        for call, prediction in zip(asked, await self._predictions(shape, asked, inputs, lm), strict=True):
+            outcomes[call.id] = self._outcome(shape.variant, prediction, call)
+        return [outcomes[call.id] for call in calls]
+
+    async def _predictions(
+        self, shape: Shape, calls: Sequence[Call], inputs: Mapping[str, dict[str, Any]], lm: dspy.LM
+    ) -> Sequence[object]:
+        if not calls:
+            return ()
+        scope = current_scope()
+        remaining_s = scope.remaining_s() if scope is not None else calls[0].remaining_s
+        with self._running(calls[0], lm):
+            predictions = await shape.variant.runner.run_batch(list(inputs.values()), remaining_s)
+        if not isinstance(predictions, (list, tuple)) or len(predictions) != len(calls):
+            logger.error("program.batch_misfit", extra={"program": self.name, "calls": len(calls)})
+            raise ProgramError("the program's batch has another length than its inputs")
+        return predictions
+
+    def _outcome(self, variant: Variant, prediction: object, call: Call) -> Answer | SwitchyardError:
+        """One item of a batch: an answer, or what its own exception comes to."""
+        try:
+            if isinstance(prediction, Exception):
+                self._fail(prediction, call)
+            return self._answer(variant, prediction, call)
+        except SwitchyardError as error:
+            return error
+
     def close(self) -> None:
         """Give the threads back."""
         self._threads.close()
 
-    async def _predict(
-        self, shape: Shape, inputs: dict[str, Any], remaining_s: float, call: Call, lm: dspy.LM
-    ) -> object:
+    @contextmanager
+    def _running(self, call: Call, lm: dspy.LM) -> Iterator[None]:
+        """DSPy's settings for one run; whatever the program raises leaves as one of ``serve_app.errors``."""
         try:
             with dspy.context(
                 lm=lm,
@@ -129,7 +176,7 @@ class Program:
                 track_usage=False,
                 warn_on_type_mismatch=False,  # the warning quotes the value
             ):
-                return await shape.variant.runner.run(inputs, remaining_s)
+                yield
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

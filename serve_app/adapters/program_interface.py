@@ -102,6 +102,18 @@ def entry_point(module: dspy.Module) -> Callable[..., Any]:
     return entry
 
 
+def takes_batches(module: dspy.Module) -> bool:
+    """Whether the program answers many calls at once: its class defines ``aforward_batch(inputs)``.
+
+    Raises:
+        ConfigError: ``aforward_batch`` is not a coroutine function.
+    """
+    function = getattr(type(module), "aforward_batch", None)
+    if function is not None and not inspect.iscoroutinefunction(inspect.unwrap(function)):
+        raise ConfigError([f"{type(module).__name__}.aforward_batch is not a coroutine function"])
+    return function is not None
+
+
 def _definer(ancestors: tuple[type, ...], name: str) -> int:
     return next((index for index, cls in enumerate(ancestors) if name in vars(cls)), len(ancestors))
 

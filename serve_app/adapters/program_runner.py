@@ -23,12 +23,12 @@ import dspy
 from dspy.utils.callback import BaseCallback
 
 from serve_app.adapters.program_errors import upstream_error
-from serve_app.adapters.program_interface import entry_point, runs_async
+from serve_app.adapters.program_interface import entry_point, runs_async, takes_batches
 from serve_app.errors import Overloaded, UpstreamError
 from serve_app.messages import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 
 class ProgramThreads:
@@ -104,6 +104,7 @@ class Runner:
         self._module = module
         self._threads = threads
         self.is_async = runs_async(module)
+        self.takes_batches = takes_batches(module)
         self._copies = any(_assigns_attributes(part) for _, part in module.named_sub_modules(type_=dspy.Module))
 
     async def run(self, inputs: dict[str, Any], remaining_s: float) -> object:
@@ -116,14 +117,12 @@ class Runner:
         module = self._module.deepcopy() if self._copies else self._module
         if not self.is_async:
             return await self._in_thread(module, inputs, remaining_s)
-        try:
-            async with asyncio.timeout(remaining_s) as limit:
-                prediction: object = await module.acall(**inputs)
-                return prediction
-        except TimeoutError as error:
-            if limit.expired():
-                raise out_of_time() from error
-            raise
+        return await _within(module.acall(**inputs), remaining_s)
+
+    async def run_batch(self, inputs: list[dict[str, Any]], remaining_s: float) -> object:
+        """What ``aforward_batch`` returns for many inputs at once; raises as ``run`` does."""
+        module = self._module.deepcopy() if self._copies else self._module
+        return await _within(module.aforward_batch(inputs), remaining_s)
 
     async def _in_thread(self, module: dspy.Module, inputs: dict[str, Any], remaining_s: float) -> object:
         failures = _LastFailure()
@@ -150,6 +149,16 @@ class _LastFailure(BaseCallback):  # type: ignore[misc]  # DSPy is untyped
         self.last = exception if isinstance(exception, dspy.LMError) else None
 
 
+async def _within(work: Awaitable[object], remaining_s: float) -> object:
+    try:
+        async with asyncio.timeout(remaining_s) as limit:
+            return await work
+    except TimeoutError as error:
+        if limit.expired():
+            raise out_of_time() from error
+        raise
+
+
 def out_of_time(outcome: Outcome = Outcome.TIMEOUT) -> UpstreamError:
     """The error of an attempt whose share of the deadline is used up; ``rejected`` when nothing ran."""
     done = "started" if outcome is Outcome.REJECTED else "done"
@@ -157,7 +166,7 @@ def out_of_time(outcome: Outcome = Outcome.TIMEOUT) -> UpstreamError:
 
 
 def _assigns_attributes(module: dspy.Module) -> bool:
-    """Whether ``forward`` or ``aforward`` stores into an attribute of anything."""
-    functions = [getattr(type(module), name, None) for name in ("forward", "aforward")]
+    """Whether a call or a batch of calls stores into an attribute of anything."""
+    functions = [getattr(type(module), name, None) for name in ("forward", "aforward", "aforward_batch")]
     codes = [inspect.unwrap(function).__code__ for function in functions if inspect.isfunction(function)]
     return any(step.opname == "STORE_ATTR" for code in codes for step in dis.get_instructions(code))

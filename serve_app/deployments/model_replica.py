@@ -14,6 +14,7 @@ from serve_app.config import ModelConfig
 from serve_app.core.clock import Clock
 from serve_app.core.model_load import gauges_of
 from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.micro_batches import MicroBatches
 from serve_app.deployments.scoring import Scoring
 from serve_app.deployments.slots import Slots
 from serve_app.deployments.stage import CallTasks, Chunks
@@ -52,6 +53,7 @@ class ModelReplica:
         self._clock = clock
         self.slots = Slots(model, clock=clock)
         self._work = CallTasks()
+        self._batches = MicroBatches(self._lm)
         self._link = link
         link.versions = {name: program.version for name, program in programs.items()}
         self.scoring = Scoring(model.name, programs, telemetry, link)
@@ -95,7 +97,10 @@ class ModelReplica:
         started = self._clock()
         with call_scope(remaining_s, min(limits, default=None), journal) as scope:
             try:
-                answer = await program.run(call, self._lm)
+                if program.takes_batches(call.level):
+                    answer = await self._batches.run(program, call, scope)
+                else:
+                    answer = await program.run(call, self._lm)
             except SwitchyardError as error:
                 attempt = self._attempt(call, error.outcome, started, scope)
                 steps = journal.finished() if journal else ()

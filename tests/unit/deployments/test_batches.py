@@ -28,6 +28,9 @@ class Asked:
         self.cancelled: list[str] = []
         self.gate = asyncio.Event()
 
+    def takes_batches(self, level) -> bool:
+        return False
+
     async def run(self, call, lm) -> Answer:
         question = call.inputs["question"]
         self.provider[question] += 1

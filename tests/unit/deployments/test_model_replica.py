@@ -30,6 +30,9 @@ class FakeProgram:
         self.running = self.most = 0
         self.limits: list = []
 
+    def takes_batches(self, level) -> bool:
+        return False
+
     async def run(self, asked, lm) -> Answer:
         scope = current_scope()
         scope.spend(1000, 500)
