@@ -18,6 +18,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 SECTIONS = {
     "CPU of one LM call, by engine": ["benchmarks.engine_cpu", "--calls", "300", "--rounds", "7"],
     "Hit ratio of the near cache": ["benchmarks.near_cache", "--objects", "10000", "--requests", "400000"],
+    "Overload and scaling, compact graph": ["benchmarks.overload", "--graph", "compact", "--phase-s", "15"],
+    "Overload and scaling, standard graph": ["benchmarks.overload", "--graph", "standard", "--phase-s", "15"],
 }
 PACKAGES = ("ray", "dspy", "aiohttp", "uvloop", "litellm", "pydantic", "fastapi")
 

@@ -154,7 +154,8 @@ class HandleStage:
         self._accept_timeout_s = accept_timeout_s
         self._offered: set[str] = set()
         self._taken: set[str] = set()
-        self._left: set[str] = set()
+        self._left_early: set[str] = set()
+        self._leaving: set[str] = set()
         self._telling: asyncio.Task[None] | None = None
 
     async def run(self, calls: Sequence[Call]) -> Chunks:
@@ -183,35 +184,39 @@ class HandleStage:
             finished = True
             raise Overloaded("too many calls are waiting", retry_after_s=1.0) from error
         except (RayError, DeploymentUnavailableError, StopAsyncIteration) as error:
+            self._taken -= ids  # they may be asked again under the same ids
             log.warning("stage.lost", extra={"deployment": self._handle.deployment_name, "why": type(error).__name__})
             raise StageLost("the replica that had the calls is gone", outcome=Outcome.UNREACHABLE) from error
         finally:
-            for known in (self._offered, self._taken, self._left):
+            unanswered = self._taken & ids
+            for known in (self._offered, self._taken, self._left_early):
                 known.difference_update(ids)
             if not finished:
                 stream.cancel()
+                self._tell(unanswered)  # Ray's cancellation may end the stream here and leave the work there
 
     def leave(self, ids: Sequence[str]) -> None:
         """Tell the replicas; a batch that no replica has taken yet is told about when one has."""
-        self._left |= (self._offered | self._taken).intersection(ids)
-        self._tell()
+        self._left_early |= self._offered.intersection(ids)
+        self._tell(self._taken.intersection(ids))
 
     def _was_taken(self, ids: set[str]) -> None:
         self._offered -= ids
         self._taken |= ids
-        self._tell()
+        self._tell(self._left_early & ids)
 
-    def _tell(self) -> None:
-        if self._telling is None and self._left & self._taken:
+    def _tell(self, ids: set[str]) -> None:
+        self._leaving |= ids
+        self._taken -= ids
+        if self._telling is None and self._leaving:
             self._telling = asyncio.create_task(self._tell_replicas(), context=contextvars.Context())
 
     async def _tell_replicas(self) -> None:
         """One message at a time for all that was left meanwhile; every replica hears it, and one knows the call."""
         try:
-            while ids := self._left & self._taken:
-                self._left -= ids
-                self._taken -= ids
-                heard = self._handle.broadcast("leave_calls", sorted(ids))
+            while self._leaving:
+                ids, self._leaving = sorted(self._leaving), set()
+                heard = self._handle.broadcast("leave_calls", ids)
                 await heard.results_async(timeout_s=LEAVE_TIMEOUT_S, return_exceptions=True)
         except (RayError, RayServeException, TimeoutError) as error:
             log.warning("stage.leave_unheard", extra={"why": type(error).__name__})

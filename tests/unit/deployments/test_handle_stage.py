@@ -151,6 +151,25 @@ async def test_a_call_that_was_answered_is_left_by_nobody() -> None:
     running.cancel()
 
 
+async def test_a_batch_that_everybody_left_is_told_of_too() -> None:
+    handle = Leavable((), [ok(call(1))], "silence")
+    handle.heard.set()
+    _, running = await taken(handle)
+    running.cancel()
+    await settle()
+    assert handle.stream.is_cancelled
+    assert handle.told == [["c2", "c3", "c4"]]
+
+
+async def test_calls_of_a_lost_replica_are_left_by_nobody_since_they_may_be_asked_again() -> None:
+    handle = Leavable((), RayActorError())
+    stage = HandleStage(handle)
+    with pytest.raises(StageLost):
+        await run_all(stage, call(1))
+    await settle()
+    assert handle.told == []
+
+
 async def test_replicas_that_cannot_be_told_do_no_harm() -> None:
     handle = Leavable((), "silence", error=RayActorError())
     handle.heard.set()
@@ -166,4 +185,4 @@ async def test_replicas_that_cannot_be_told_do_no_harm() -> None:
 async def test_nothing_is_remembered_of_a_batch_that_ended() -> None:
     stage = HandleStage(FakeHandle((), [ok(call(1))]))
     await run_all(stage, call(1))
-    assert not (stage._offered | stage._taken | stage._left)
+    assert not (stage._offered | stage._taken | stage._left_early | stage._leaving)
