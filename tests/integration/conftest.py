@@ -1,14 +1,13 @@
 """One provider and one cluster at a time for the whole run."""
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import yaml
-from running_cluster import NO_STORE, OPERATOR_KEY, ROOT, Cluster, Provider, config, free_ports, running
+from recorded import COLUMNS, RECORDED
+from running_cluster import NO_STORE, OPERATOR_KEY, Cluster, Provider, config, free_ports, running
 
 from serve_app.simulator.profile import ModelProfile, Profile, Replay
 from serve_app.simulator.server import background
@@ -52,11 +51,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "integration" in item.nodeid:
             item.add_marker(pytest.mark.timeout(400))
-
-
-RECORDED = Path(os.environ.get("SWITCHYARD_GSM8K", ROOT.parent / "shared/data/gsm8k/responses.csv"))
-"""Questions with the recorded answers of two real models; tests that need them skip where they are missing."""
-COLUMNS = {"sim-large": "gpt-4-1106-preview", "sim-small": "mistralai/Mixtral-8x7B-Instruct-v0.1"}
 
 
 @pytest.fixture(scope="session")

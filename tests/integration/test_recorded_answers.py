@@ -6,7 +6,7 @@ from itertools import islice
 
 import httpx
 import pytest
-from conftest import COLUMNS, RECORDED
+from recorded import COLUMNS, RECORDED
 from running_cluster import Cluster
 
 QUESTIONS = 200
