@@ -24,19 +24,27 @@ class RecentCalls:
 
     def __init__(self, max_calls: int = MAX_CALLS) -> None:
         self._max_calls = max_calls
-        self._calls: dict[str, AnsweredCall | None] = {}
+        self._calls: dict[str, AnsweredCall] = {}
+        self._claimed: set[str] = set()
 
     def remember(self, calls: Iterable[AnsweredCall]) -> None:
-        """Keep these, newest last."""
+        """Keep these, newest last; a call that is told twice stays as it is."""
         for call in calls:
-            self._calls.pop(call.request_id, None)
-            self._calls[call.request_id] = call
+            before = self._calls.get(call.request_id)
+            if before is None or before.call_id != call.call_id:
+                self._forget(call.request_id)
+                self._calls[call.request_id] = call
         while len(self._calls) > self._max_calls:
-            del self._calls[next(iter(self._calls))]
+            self._forget(next(iter(self._calls)))
 
     def claim(self, request_id: str) -> Claim:
         """The call of that id, once: whoever claims it counts the verdict."""
-        if request_id not in self._calls:
-            return Claim()
-        call, self._calls[request_id] = self._calls[request_id], None
+        call = self._calls.get(request_id)
+        if call is None or request_id in self._claimed:
+            return Claim(is_known=call is not None)
+        self._claimed.add(request_id)
         return Claim(call, is_known=True)
+
+    def _forget(self, request_id: str) -> None:
+        self._calls.pop(request_id, None)
+        self._claimed.discard(request_id)

@@ -31,10 +31,26 @@ def test_of_a_repeated_request_id_the_newest_call_is_meant() -> None:
     assert claim.call.call_id == "c2"
 
 
+def test_a_report_that_arrives_twice_gives_no_second_verdict() -> None:
+    calls = RecentCalls()
+    calls.remember([answered("r", "c1")])
+    calls.claim("r")
+    calls.remember([answered("r", "c1")])
+    assert calls.claim("r") == Claim(None, is_known=True)
+
+
+def test_what_is_forgotten_leaves_nothing_behind() -> None:
+    calls = RecentCalls(1)
+    calls.remember([answered("r", "c1")])
+    calls.claim("r")
+    calls.remember([answered("s", "c2")])
+    assert (len(calls._calls), calls._claimed) == (1, set())
+
+
 @given(st.lists(st.text(max_size=2), max_size=60), st.integers(1, 10))
 def test_the_newest_are_kept_and_never_more_than_the_bound(request_ids, bound) -> None:
     calls = RecentCalls(bound)
-    for request_id in request_ids:
-        calls.remember([answered(request_id)])
+    for number, request_id in enumerate(request_ids):
+        calls.remember([answered(request_id, f"c{number}")])
     newest = list(dict.fromkeys(reversed(request_ids)))
     assert [name for name in newest if calls.claim(name).is_known] == newest[:bound]
