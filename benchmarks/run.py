@@ -20,6 +20,8 @@ SECTIONS = {
     "Hit ratio of the near cache": ["benchmarks.near_cache", "--objects", "10000", "--requests", "400000"],
     "Overload and scaling, compact graph": ["benchmarks.overload", "--graph", "compact", "--phase-s", "15"],
     "Overload and scaling, standard graph": ["benchmarks.overload", "--graph", "standard", "--phase-s", "15"],
+    "A sick Redis": ["benchmarks.cache_faults", "--seconds", "2", "--rounds", "3"],
+    "Throughput of hits": ["benchmarks.cache_hits", "--seconds", "4", "--rounds", "5"],
 }
 PACKAGES = ("ray", "dspy", "aiohttp", "uvloop", "litellm", "pydantic", "fastapi")
 

@@ -11,16 +11,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from serve_app.messages import Level
+from serve_app.redis_url import parse_redis_url
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 LM_PATTERN: Final = r"^[^/\s]+/\S+$"
 URL_PATTERN: Final = r"^https?://\S+$"
 FUNCTION_PATTERN: Final = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
 ENV_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
-REDIS_PATTERN: Final = r"^(embedded|(redis|rediss|unix)://\S+)$"
+REDIS_PATTERN: Final = r"^(embedded|(rediss?(\+cluster|\+sentinel)?|unix)://\S+)$"
 
 PATTERN_WORDS: Final = {
     NAME_PATTERN: "letters, digits, '.', '_' and '-', beginning with a letter or a digit",
@@ -28,7 +38,7 @@ PATTERN_WORDS: Final = {
     URL_PATTERN: "a URL that begins with http:// or https://",
     FUNCTION_PATTERN: "module:function",
     ENV_PATTERN: "the name of an environment variable, not a key itself",
-    REDIS_PATTERN: "embedded, redis://…, rediss://…, unix://… or null",
+    REDIS_PATTERN: "embedded, redis://…, redis+cluster://…, redis+sentinel://…, the same with rediss, unix://… or null",
 }
 """What each pattern asks for, in words; a value that does not match is never repeated, for it may be a secret."""
 
@@ -269,13 +279,27 @@ class CacheConfig(Section):
     """Where answers are kept."""
 
     redis_url: str | None = Field(default="embedded", pattern=REDIS_PATTERN)
-    """``embedded`` (a server of our own), ``redis://…``, ``rediss://…``, ``unix://…``, or null for memory only."""
+    """Where the level is that all replicas share: ``embedded`` (a server of our own), null for memory only, or a URL.
+
+    ``redis://[user:password@]host[:port][/db]``; ``redis+cluster://host:port[,host:port…]``;
+    ``redis+sentinel://host:port[,host:port…]/service[/db]``; ``unix:///path``; with ``rediss`` for ``redis`` it is TLS,
+    and ``?ssl_ca_certs=/path`` and the like may follow. ``serve_app.redis_url`` has the whole grammar.
+    """
+    redis_timeout_s: Annotated[float, Field(gt=0, le=5)] = 0.05
+    """Seconds a call waits for the shared level before it goes on without; longer for one that is far away."""
+    replicas: Replicas = Replicas()
+    """Replicas of the cache; graph ``standard`` only, in ``compact`` each ingress has its own."""
     near_entries: int = Field(default=10_000, ge=0)
     """Most answers each ingress keeps in its own memory; 0 keeps none."""
     near_max_bytes: int = Field(default=64 * 2**20, ge=0)
     """Most bytes each ingress keeps in its own memory."""
-    replicas: Replicas = Replicas()
-    """Replicas of the shared cache; graph ``standard`` only."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_readable(cls, url: str | None) -> str | None:
+        if url is not None and url != "embedded":
+            parse_redis_url(url)
+        return url
 
 
 class BatchingConfig(Section):

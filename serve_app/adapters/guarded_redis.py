@@ -16,18 +16,17 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import RedisCluster
 
+from serve_app.adapters.redis_client import Client, open_client
 from serve_app.adapters.redis_failures import reason_of, takes_down
 from serve_app.core.clock import Clock
 from serve_app.core.store_health import StoreHealth
-from serve_app.errors import ConfigError
 
 LINGER_S: Final = 1.0
 """Seconds an operation goes on in the background, connecting included, after its caller has left."""
-MAX_CONNECTIONS: Final = 16
+LATE_S: Final = 0.005
+"""Seconds by which a timer may fire late before this process counts as busy."""
 
 _T = TypeVar("_T")
 
@@ -36,7 +35,7 @@ class GuardedRedis:
     """Runs operations on one server; none of them raises, save for the caller's own cancellation.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``, as ``redis.asyncio.from_url`` reads it.
+        url: see ``serve_app.redis_url``.
         timeout_s: most seconds a caller waits for an operation.
         clock: monotonic seconds.
         recovered: awaited in the background when the server is well again.
@@ -53,7 +52,7 @@ class GuardedRedis:
         clock: Clock = time.monotonic,
         recovered: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self._redis = _client(url, timeout_s)
+        self._redis = open_client(url, timeout_s=timeout_s, socket_timeout_s=LINGER_S)
         self._timeout_s = timeout_s
         self._health = StoreHealth(clock=clock)
         self._recovered = recovered
@@ -70,8 +69,15 @@ class GuardedRedis:
         """Failed operations by reason; ``skipped`` counts those not tried while the server is down."""
         return dict(self._failures)
 
-    async def run(self, operation: Callable[[Redis], Awaitable[_T]]) -> _T | None:
-        """What the operation returns; ``None`` if the server is down, the operation fails or is not done in time."""
+    async def run(
+        self,
+        operation: Callable[[Client], Awaitable[_T]],
+        undo: Callable[[Client, _T], Awaitable[object]] | None = None,
+    ) -> _T | None:
+        """What the operation returns; ``None`` if the server is down, the operation fails or is not done in time.
+
+        ``undo`` gets the result of one that was done after all, when its caller had given it up.
+        """
         if not self._health.is_up:
             self._failures["skipped"] += 1
             if self._health.claim_probe():
@@ -79,13 +85,30 @@ class GuardedRedis:
             return None
         generation = self._health.generation
         task = self._spawn(self._attempt(operation))
-        done, _ = await asyncio.wait({task}, timeout=self._timeout_s)
-        result, error = task.result() if done else (None, TimeoutError())
+        if await self._is_done_in_time(task):
+            result, error = task.result()
+        else:
+            result, error = None, TimeoutError()
+            if undo is not None:
+                self._spawn(self._undo(task, undo))
         if error is not None:
             self.failed(error)
             if takes_down(error):
                 self._health.failed(generation)
         return result
+
+    async def _is_done_in_time(self, task: asyncio.Task[Any]) -> bool:
+        """Wait for ``timeout_s``, and once more for as long as this process was too busy to look.
+
+        A loop that stands still while a herd of calls arrives finds the timer and the reply due in the same turn.
+        """
+        clock = asyncio.get_running_loop().time
+        due = clock() + self._timeout_s
+        done, _ = await asyncio.wait({task}, timeout=self._timeout_s)
+        late_s = clock() - due
+        if not done and late_s > LATE_S:
+            done, _ = await asyncio.wait({task}, timeout=min(late_s, self._timeout_s))
+        return bool(done)
 
     def failed(self, error: BaseException) -> None:
         """Count a failure, such as that of one command in a pipeline."""
@@ -104,17 +127,29 @@ class GuardedRedis:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _attempt(self, operation: Callable[[Redis], Awaitable[_T]]) -> tuple[_T | None, Exception | None]:
+    async def _attempt(self, operation: Callable[[Client], Awaitable[_T]]) -> tuple[_T | None, Exception | None]:
         try:
             async with asyncio.timeout(LINGER_S):
                 return await operation(self._redis), None
         except Exception as error:  # noqa: BLE001 - whatever a server does is a failed operation, counted by its reason
             return None, error
 
+    async def _undo(
+        self,
+        task: asyncio.Task[tuple[_T | None, Exception | None]],
+        undo: Callable[[Client, _T], Awaitable[object]],
+    ) -> None:
+        result, _ = await task
+        if result is not None:
+            late = result
+            await self._attempt(lambda redis: undo(redis, late))
+
     async def _probe(self) -> None:
         """Connect if need be, then see whether a reply comes in time."""
         error: Exception | None = TimeoutError()
         try:
+            if isinstance(self._redis, RedisCluster):
+                await self._attempt(lambda _: self._redis.aclose())  # its nodes may be others by now: look again
             _, error = await self._attempt(self._ping)
             if error is None:
                 error = await self._ping_in_time()
@@ -133,24 +168,5 @@ class GuardedRedis:
             return error
 
     @staticmethod
-    async def _ping(redis: Redis) -> bool:
+    async def _ping(redis: Client) -> bool:
         return bool(await redis.ping())
-
-
-def _client(url: str, timeout_s: float) -> Redis:
-    """A client without retries, health checks or greetings: each would cost a round trip nobody waits for."""
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=timeout_s,
-            socket_timeout=LINGER_S,
-            socket_connect_timeout=LINGER_S,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            driver_info=None,
-            decode_responses=False,
-        )
-    except (ValueError, TypeError) as error:
-        raise ConfigError([f"cache.redis_url: {error}"]) from error
-    return Redis.from_pool(pool)

@@ -9,7 +9,7 @@
     read_only    a replica                                     reads go on
     denied       the user may not run the command              reads go on
     wrong_type   a key holds something that is not ours        reads go on
-    moved        a cluster that this client is not made for    reads go on
+    moved        a cluster, and the URL says one server        reads go on
     refused      any other error reply                         reads go on
     unexpected   anything else                                 down
 

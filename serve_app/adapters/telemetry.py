@@ -13,6 +13,7 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 
+from serve_app.adapters.cache_metrics import CacheMetrics
 from serve_app.messages import Attempt
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -49,8 +50,6 @@ class Telemetry:
             return Counter(name, doc, labels, registry=registry)
 
         self._requests = counter("dspy_requests", "Calls answered.", "program", "model", "status")
-        self._cache_hits = counter("dspy_cache_hits", "Calls answered from a cache.", "program", "tier")
-        self._cache_misses = counter("dspy_cache_misses", "Calls no cache could answer.", "program")
         self._tokens = counter("dspy_tokens", "Tokens spent, failed attempts included.", "model", "kind")
         self._cost = counter("dspy_cost_usd", "USD spent, failed attempts included.", "program", "model")
         self._fallbacks = counter(
@@ -77,6 +76,9 @@ class Telemetry:
             registry=registry,
         )
         self._batch_size = Histogram("dspy_batch_size", "Calls in a batch.", buckets=_BATCH_BUCKETS, registry=registry)
+        self.cache = CacheMetrics()
+        """The cache's part."""
+        registry.register(self.cache)
         self._active = Gauge("dspy_active_requests", "Calls being answered.", registry=registry)
         self._memory = Gauge("dspy_memory_usage_mb", "Resident memory of the process, MiB.", registry=registry)
 
@@ -110,14 +112,6 @@ class Telemetry:
     def record_lost(self, program: str, reason: str, lines: int) -> None:
         """Count lines of a record that were not written."""
         self._record_lost.labels(program, reason).inc(lines)
-
-    def cache_hit(self, program: str, tier: str) -> None:
-        """Count an answer from the cache; ``tier`` is ``near``, ``memory`` or ``redis``."""
-        self._cache_hits.labels(program, tier).inc()
-
-    def cache_missed(self, program: str) -> None:
-        """Count a call that no cache could answer."""
-        self._cache_misses.labels(program).inc()
 
     def shed(self, reason: str, priority: str) -> None:
         """Count a call refused before any work."""

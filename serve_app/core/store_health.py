@@ -8,8 +8,8 @@
                                                ``MAX_PAUSE_S``
 
 One failure is enough, because going without costs a cache miss while waiting costs every caller the timeout. A
-recovery is noticed within ``MAX_PAUSE_S`` and a probe. Failures of operations begun before the state last changed say
-nothing new and count for nothing.
+recovery is noticed within ``MAX_PAUSE_S`` and two probes, the one that just missed it and the one that sees it.
+Failures of operations begun before the state last changed say nothing new and count for nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from serve_app.core.clock import Clock
 
 FIRST_PAUSE_S: Final = 1.0
-MAX_PAUSE_S: Final = 4.0
+MAX_PAUSE_S: Final = 3.0
 
 
 class StoreHealth:

@@ -6,24 +6,27 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from serve_app.adapters.local_store import LocalStore
+from serve_app.adapters.redis_leases import Lease
 from serve_app.adapters.redis_store import RedisStore, StoredBytes, StoreKey
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.core.cache_entry import Entry, decode, encode
-from serve_app.core.cache_policy import Decision, current_ttl_s, entry_of, keep_s
+from serve_app.core.cache_policy import Decision, current_ttl_s, decide_entry, entry_of, keep_s
 from serve_app.core.clock import Clock
 from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
+from serve_app.core.forgotten import Forgotten
 from serve_app.core.stored_answers import Stored, choose, forward_reason, keys_to_read
 from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.shared_flight import SharedFlights
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.deployments.stage import CallTasks, Chunks, Lane, Stage
 from serve_app.errors import DeadlineExceeded, Overloaded
-from serve_app.messages import CacheStatus, Call, Result, Usage
+from serve_app.messages import CacheStatus, Call, Result, Snapshot, Usage
 
 log = logging.getLogger("switchyard.cache")
 
@@ -66,9 +69,16 @@ class Cache:
         self._unix_clock = unix_clock
         self._draw = draw
         self._flights: SingleFlight[Result] = SingleFlight()
+        self._shared: SharedFlights[Entry] = SharedFlights(
+            lambda: self.redis.leases if self.redis else None, self.spawn, clock=clock
+        )
+        self._forgotten = Forgotten(clock=clock)
         self._unwritten: list[StoredBytes] = []
+        self._unreleased: list[Lease] = []
+        self._is_flushing = False
         self._tasks: set[asyncio.Task[None]] = set()
         link.add_gauges(self._gauges)
+        link.on_snapshot(self._heard)
 
     def run(self, calls: Sequence[Call]) -> Chunks:
         """Answer each call, each as it is ready; one read of Redis for all that memory does not have."""
@@ -103,13 +113,14 @@ class Cache:
     async def _answer(self, call: Call, found: _Found, deadline: float) -> Result:
         config, unix_now = self._programs[call.program], self._unix_clock()
         decision, stored = self._choose(call, found)
+        old = found[call.key].entry if call.key in found else None
         match decision:
             case Decision.FRESH if stored:
                 if refreshes_early(config, call, stored.entry, unix_now, self._draw):
-                    self._start_refresh(call, deadline)
+                    self._start_refresh(call, deadline, old)
                 return self._hit(call, stored, CacheStatus.HIT)
             case Decision.STALE if stored:
-                self._start_refresh(call, deadline)
+                self._start_refresh(call, deadline, old)
                 return self._hit(call, stored, CacheStatus.STALE)
             case Decision.UNSATISFIABLE:
                 raise DeadlineExceeded("only-if-cached, and no stored answer may be served", request_id=call.request_id)
@@ -117,8 +128,8 @@ class Cache:
                 return replace(await self._ask(call, deadline), cache=CacheStatus.BYPASS)
             case Decision.IF_ERROR:
                 deadline -= min(STALE_RESERVE_S, (deadline - self._clock()) / 2)
-        self._telemetry.cache_missed(call.program)
-        result = await self._make(call, deadline)
+        self._telemetry.cache.missed(call.program)
+        result = await self._make(call, deadline, old)
         if result.error is not None and decision is Decision.IF_ERROR and stored:
             log.warning("cache.stale_if_error", extra={"program": call.program, "error": result.error.code})
             return self._hit(call, stored, CacheStatus.STALE)
@@ -127,16 +138,17 @@ class Cache:
 
     def _hit(self, call: Call, stored: Stored, status: CacheStatus) -> Result:
         (entry, tier), config = stored, self._programs[call.program]
-        self._telemetry.cache_hit(call.program, tier)
+        is_stale = status is CacheStatus.STALE
+        self._telemetry.cache.hit(call.program, tier, entry.cost_usd, entry.latency_s, is_stale=is_stale)
         current = current_ttl_s(config, entry)
         return entry.answer(call.id, status=status, tier=tier, unix_now=self._unix_clock(), ttl_s=current)
 
-    async def _make(self, call: Call, deadline: float) -> Result:
-        """A new answer, shared with identical calls in flight; each keeps its own deadline."""
+    async def _make(self, call: Call, deadline: float, old: Entry | None) -> Result:
+        """An answer newer than ``old``, shared with identical calls in flight; each keeps its own deadline."""
         if not call.key or call.freshness.no_cache:
             return await self._ask_and_keep(call, deadline)
         while True:
-            flight = self._flights.do(call.key, lambda: self._ask_and_keep(call, deadline))
+            flight = self._flights.do(call.key, lambda: self._lead(call, deadline, old), group=call.program)
             try:
                 async with asyncio.timeout(deadline - self._clock()):
                     result, joined = await flight
@@ -146,13 +158,55 @@ class Cache:
                 return result
             # the leader's deadline and priority are not this call's
             if not isinstance(result.error, (DeadlineExceeded, Overloaded)):
-                return _shared(call, result)
+                return self._share(call, result)
+
+    async def _lead(self, call: Call, deadline: float, old: Entry | None) -> Result:
+        """An answer for all who wait for it here: from whoever makes it elsewhere, else made now, and kept."""
+        try:
+            async with asyncio.timeout(deadline - self._clock()):
+                turn = await self._shared.turn(StoreKey(call.program, call.key), self._newer(call, old))
+        except TimeoutError:
+            return _out_of_time(call)
+        if turn.answer is not None:
+            unix_now = self._unix_clock()
+            self._remember(call.key, turn.answer, self._clock())
+            if not turn.has_waited:  # it was made between our look and our claim
+                return self._hit(call, Stored(turn.answer, "redis"), CacheStatus.HIT)
+            status = CacheStatus.COALESCED
+            return self._share(call, turn.answer.answer(call.id, status=status, tier="", unix_now=unix_now))
+        try:
+            return await self._ask_and_keep(call, deadline)
+        finally:
+            if turn.lease is not None:
+                self._unreleased.append(turn.lease)
+                self._flush_soon()
+
+    def _newer(self, call: Call, old: Entry | None) -> Callable[[bytes], Entry | None]:
+        """Reads stored bytes, and believes those that hold an answer newer than ``old``, fresh enough for the call."""
+        config = self._programs[call.program]
+
+        def read(data: bytes) -> Entry | None:
+            entry = decode(data)
+            if entry is None or entry.program != call.program or (old and entry.created_at <= old.created_at):
+                return None
+            decision = decide_entry(config, call.freshness, entry, self._unix_clock())
+            return entry if decision is Decision.FRESH else None
+
+        return read
+
+    def _share(self, call: Call, result: Result) -> Result:
+        shared = _shared(call, result)
+        self._telemetry.cache.coalesced(call.program, shared.saved_cost_usd)
+        return shared
 
     async def _ask_and_keep(self, call: Call, deadline: float) -> Result:
+        config, begun_at = self._programs[call.program], self._clock()
+        begun_in = self.redis.generation(call.program) if self.redis else None
         result = await self._ask(call, deadline)
-        config = self._programs[call.program]
         entry = entry_of(config, call, result, self._unix_clock())
-        if entry is None or not self._keep(call.key_at(entry.level), entry, keep_s(config, entry.ttl_s)):
+        if entry is None or not self._forgotten.outlives(call.program, begun_at):
+            return result
+        if not self._keep(call.key_at(entry.level), entry, keep_s(config, entry.ttl_s), begun_in):
             return result
         return replace(result, fresh_for_s=entry.ttl_s)
 
@@ -164,43 +218,73 @@ class Cache:
         except TimeoutError:
             return _out_of_time(call)
 
-    def _start_refresh(self, call: Call, deadline: float) -> None:
+    def _start_refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
         """Make a new answer in the background, unless one is being made."""
         if call.key not in self._flights and may_refresh(call):
-            self.spawn(self._refresh(call, deadline))
+            self.spawn(self._refresh(call, deadline, old))
 
-    async def _refresh(self, call: Call, deadline: float) -> None:
-        result, _ = await self._flights.do(call.key, lambda: self._ask_and_keep(call, deadline))
+    async def _refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
+        result, _ = await self._flights.do(call.key, lambda: self._lead(call, deadline, old), group=call.program)
         if result.error is not None:
             log.warning("cache.refresh_failed", extra={"program": call.program, "error": result.error.code})
 
     async def _read_redis(self, redis: RedisStore, calls: Iterable[Call], known: _Found) -> _Found:
         """What is ``known`` and what Redis has; of two answers under one key the one made last."""
         keys = list(dict.fromkeys(StoreKey(call.program, key) for call in calls for key in keys_to_read(call)))
-        found = dict(known)
+        found, begun_at = dict(known), self._clock()
         for (program, key), data in zip(keys, await redis.get_many(keys), strict=True):
             entry = decode(data) if data else None
-            if entry is not None and entry.program == program and _is_newer(entry, known.get(key)):
+            if entry is None or entry.program != program or not _is_newer(entry, known.get(key)):
+                continue
+            if self._remember(key, entry, begun_at):
                 found[key] = Stored(entry, "redis")
-                age_s = entry.age_s(self._unix_clock())
-                self._memory.put(key, entry, keep_s(self._programs[program], entry.ttl_s) - age_s)
         return found
 
-    def _keep(self, key: str, entry: Entry, seconds: float) -> bool:
+    def _remember(self, key: str, entry: Entry, seen_at: float) -> bool:
+        """Keep a stored answer of another replica here; false for one that was forgotten while it was read."""
+        age_s = entry.age_s(self._unix_clock())
+        if not self._forgotten.outlives(entry.program, seen_at - age_s):
+            return False
+        self._memory.put(key, entry, keep_s(self._programs[entry.program], entry.ttl_s) - age_s)
+        return True
+
+    def _keep(self, key: str, entry: Entry, seconds: float, begun_in: bytes | None) -> bool:
         """Keep the entry in memory and, off the call's path, in Redis; false when neither takes it."""
         is_kept = self._memory.put(key, entry, seconds)
         data = encode(entry) if self.redis else None
         if data is None:
             return is_kept
-        if not self._unwritten:
-            asyncio.get_running_loop().call_soon(lambda: self.spawn(self._write_redis()))
-        self._unwritten.append(StoredBytes(StoreKey(entry.program, key), data, seconds))
+        self._unwritten.append(StoredBytes(StoreKey(entry.program, key), data, seconds, begun_in))
+        self._flush_soon()
         return True
 
-    async def _write_redis(self) -> None:
+    def _flush_soon(self) -> None:
+        if not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(lambda: self.spawn(self._flush()))
+
+    async def _flush(self) -> None:
+        """Write what was made, then give the leases back: a follower finds the answer before the lease is gone."""
         writes, self._unwritten = self._unwritten, []
+        leases, self._unreleased = self._unreleased, []
+        self._is_flushing = False
         if self.redis is not None:
             await self.redis.put_many(writes)
+        await self._shared.release(leases)
+
+    def _heard(self, snapshot: Snapshot) -> None:
+        """Drop what an operator wants forgotten, here and in the shared level."""
+        for program in self._forgotten.update(snapshot.orders.forgotten):
+            self._memory.delete_program(program)
+            self._flights.close_group(program)
+            self._shared.abandon(program)
+            if self.redis is not None:
+                self.spawn(self._forget_in(self.redis, program))
+            log.info("cache.forgotten", extra={"program": program})
+
+    @staticmethod
+    async def _forget_in(redis: RedisStore, program: str) -> None:
+        await redis.delete_program(program)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the calls, for as long as the cache lives."""
@@ -225,10 +309,11 @@ class Cache:
             log.error("cache.task_failed", exc_info=error)
 
     def _gauges(self) -> dict[str, float]:
-        return {
-            "cache_memory_entries": len(self._memory),
-            "cache_in_flight": len(self._flights),
-        }
+        counts = self._telemetry.cache
+        counts.holds("memory", self._memory.stats())
+        if self.redis is not None:
+            counts.store(self.redis.stats())
+        return counts.gauges() | {"cache_in_flight": len(self._flights)}
 
 
 def _is_newer(entry: Entry, known: Stored | None) -> bool:

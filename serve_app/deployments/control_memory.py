@@ -14,8 +14,7 @@ from serve_app.adapters.guarded_redis import GuardedRedis
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
-
+    from serve_app.adapters.redis_client import Client
     from serve_app.deployments.control_plane import ControlPlane
 
 log = logging.getLogger("switchyard.control_memory")
@@ -61,7 +60,7 @@ class ControlMemory:
         """Close every connection."""
         await self._redis.aclose()
 
-    async def _get(self, redis: Redis) -> object:
+    async def _get(self, redis: Client) -> object:
         return await redis.get(self._name)
 
 

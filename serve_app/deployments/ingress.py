@@ -81,6 +81,7 @@ class Ingress:
         self._asked: dict[str, asyncio.Future[Result]] = {}
         self._fingerprints: dict[tuple[str, Level, str | None], str] = {}
         link.add_gauges(self._gauges)
+        link.on_snapshot(self.near.heard)
 
     async def predict(
         self,
@@ -181,6 +182,7 @@ class Ingress:
         return self.near.answer(call) or await self._from_downstream(call)
 
     async def _from_downstream(self, call: Call) -> Result:
+        begun_at = self._clock()
         with self._admitted(call), self._waiting_for(call):
             try:
                 async with asyncio.timeout(call.remaining_s):
@@ -188,7 +190,7 @@ class Ingress:
             except TimeoutError as error:
                 message = f"no answer within {call.remaining_s:g} s"
                 raise DeadlineExceeded(message, request_id=call.request_id) from error
-        self.near.keep(call, result)
+        self.near.keep(call, result, begun_at)
         return result
 
     async def _collect(self, call: Call) -> asyncio.Future[Result]:
@@ -257,4 +259,5 @@ class Ingress:
     def _gauges(self) -> dict[str, float]:
         self.telemetry.set_active(self._admission.held)
         self.telemetry.set_memory_mb(process_memory_mb())
-        return {"active": self._admission.held, "cache_near_entries": len(self.near)}
+        self.telemetry.cache.holds("near", self.near.stats())
+        return {"active": self._admission.held} | self.telemetry.cache.gauges()

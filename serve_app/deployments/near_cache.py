@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
-from serve_app.adapters.local_store import LocalStore
+from serve_app.adapters.local_store import LocalStore, StoreStats
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.core.cache_policy import Decision, current_ttl_s, entry_of, keep_s
 from serve_app.core.clock import Clock
 from serve_app.core.early_refresh import Draw, refreshes_early
+from serve_app.core.forgotten import Forgotten
 from serve_app.core.stored_answers import Stored, choose, keys_to_read
 from serve_app.errors import SwitchyardError
-from serve_app.messages import CacheStatus, Call, Freshness, Priority, Result
+from serve_app.messages import CacheStatus, Call, Freshness, Priority, Result, Snapshot
 
 log = logging.getLogger("switchyard.near_cache")
 
@@ -45,6 +47,7 @@ class NearCache:
         draw: Draw = random.random,
     ) -> None:
         self._store = LocalStore(config.cache.near_entries, config.cache.near_max_bytes, clock=clock)
+        self._forgotten = Forgotten(clock=clock)
         self._programs = {program.name: program.cache for program in config.programs}
         self._refresh_s = config.limits.default_deadline_s
         self._fetch = fetch
@@ -69,12 +72,30 @@ class NearCache:
         entry = stored.entry
         if refreshes_early(config, call, entry, unix_now, self._draw):
             self._start_refresh(call, entry.age_s(unix_now))
-        self._telemetry.cache_hit(call.program, TIER)
+        self._telemetry.cache.hit(call.program, TIER, entry.cost_usd, entry.latency_s)
         current = current_ttl_s(config, entry)
         return entry.answer(call.id, status=CacheStatus.HIT, tier=TIER, unix_now=unix_now, ttl_s=current)
 
-    def keep(self, call: Call, result: Result) -> None:
-        """Keep an answer that came from farther away, if it may be kept."""
+    def stats(self) -> StoreStats:
+        """What is kept here, and what was."""
+        return self._store.stats()
+
+    def heard(self, snapshot: Snapshot) -> None:
+        """Drop what an operator wants forgotten."""
+        for program in self._forgotten.update(snapshot.orders.forgotten):
+            self._store.delete_program(program)
+
+    def keep(self, call: Call, result: Result, begun_at: float = math.inf) -> None:
+        """Keep an answer that came from farther away, if it may be kept.
+
+        Its age must be known: a shared one may have been begun long before this call, and so be forgotten by now.
+
+        Args:
+            begun_at: reading of ``clock`` when the call was sent.
+        """
+        is_shared = result.cache is CacheStatus.COALESCED
+        if is_shared or not self._forgotten.outlives(call.program, begun_at - result.age_s):
+            return
         config = self._programs[call.program]
         entry = entry_of(config, call, result, self._unix_clock())
         if entry is not None:

@@ -27,7 +27,7 @@ from serve_app.adapters.operator_key import read_operator_key
 from serve_app.adapters.redis_store import RedisStore
 from serve_app.adapters.serve_address import listening_host
 from serve_app.adapters.telemetry import Telemetry
-from serve_app.config import AppConfig, BatchingConfig, ModelConfig
+from serve_app.config import AppConfig, BatchingConfig, CacheConfig, ModelConfig
 from serve_app.core.model_load import model_deployment_name
 from serve_app.core.operator_access import OperatorAccess, is_loopback
 from serve_app.deployments.autoscaling import stats_of
@@ -161,7 +161,7 @@ class CacheDeployment(Holding, _Streaming, Cache):
         super().__init__(config, HandleStage(downstream), telemetry, link)
         self._held = _hold(link)
         self._held.push_async_callback(self.aclose)
-        self.spawn(follow_redis(self, config.cache.redis_url, redis))
+        self.spawn(follow_redis(self, config.cache, redis))
         link.start()
 
 
@@ -254,10 +254,10 @@ def model_stages(config: AppConfig, handles: Mapping[str, Handle]) -> dict[str, 
     }
 
 
-async def follow_redis(cache: Cache, url: str | None, embedded: Handle | None) -> None:
+async def follow_redis(cache: Cache, config: CacheConfig, embedded: Handle | None) -> None:
     """Give the cache its shared level, and again when the embedded server has moved."""
-    async for found in redis_addresses(url, embedded):
-        retired, cache.redis = cache.redis, RedisStore(found)
+    async for found in redis_addresses(config.redis_url, embedded):
+        retired, cache.redis = cache.redis, RedisStore(found, timeout_s=config.redis_timeout_s)
         if retired is not None:
             await asyncio.sleep(REDIS_REFRESH_S)  # by then no call waits for it
             await retired.aclose()

@@ -14,6 +14,7 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class _Flight(Generic[T]):
     task: asyncio.Task[T]
+    group: str
     waiting: int = 0
 
 
@@ -32,12 +33,12 @@ class SingleFlight(Generic[T]):
     def __contains__(self, key: str) -> bool:
         return key in self._flights
 
-    async def do(self, key: str, make: Callable[[], Coroutine[Any, Any, T]]) -> tuple[T, bool]:
+    async def do(self, key: str, make: Callable[[], Coroutine[Any, Any, T]], *, group: str = "") -> tuple[T, bool]:
         """The result of ``make``, and whether somebody else had started it."""
         flight = self._flights.get(key)
         joined = flight is not None
         if flight is None:
-            flight = self._start(key, make)
+            flight = self._start(key, make, group)
         flight.waiting += 1
         try:
             return await asyncio.shield(flight.task), joined
@@ -47,8 +48,13 @@ class SingleFlight(Generic[T]):
                 self._land(key, flight)
                 flight.task.cancel()
 
-    def _start(self, key: str, make: Callable[[], Coroutine[Any, Any, T]]) -> _Flight[T]:
-        flight = self._flights[key] = _Flight(asyncio.create_task(make(), context=contextvars.Context()))
+    def close_group(self, group: str) -> None:
+        """Let nobody join what of that group is in flight; those who wait for it already get it."""
+        for key in [key for key, flight in self._flights.items() if flight.group == group]:
+            del self._flights[key]
+
+    def _start(self, key: str, make: Callable[[], Coroutine[Any, Any, T]], group: str) -> _Flight[T]:
+        flight = self._flights[key] = _Flight(asyncio.create_task(make(), context=contextvars.Context()), group)
         flight.task.add_done_callback(lambda _: self._land(key, flight))
         return flight
 

@@ -224,8 +224,8 @@ class ConsoleServer:
         for number in range(CALLS_A_POLL):
             self._telemetry.call_finished("triage", "medium", "success", 0.02 * (1 + number))
         self._telemetry.call_finished("triage", "medium", "no_route", 1.5)
-        self._telemetry.cache_hit("triage", "near")
-        self._telemetry.cache_missed("triage")
+        self._telemetry.cache.hit("triage", "near", 0.0, 0.0)
+        self._telemetry.cache.missed("triage")
         self._telemetry.attempt_finished("triage", Attempt("medium", Outcome.OK, 0.1, Usage(100, 10), 0.0004))
         page = MetricsPage()
         page.update("ingress", self._telemetry.samples())

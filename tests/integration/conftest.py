@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import yaml
 from recorded import COLUMNS, RECORDED
-from running_cluster import NO_STORE, OPERATOR_KEY, Cluster, Provider, config, free_ports, running
+from redis_server import RedisServer
+from running_cluster import NO_STORE, OPERATOR_KEY, Cluster, Provider, config, free_ports, running, share
 
 from serve_app.simulator.profile import ModelProfile, Profile, Replay
 from serve_app.simulator.server import background
@@ -16,8 +17,9 @@ from serve_app.simulator.server import background
 class Clusters:
     """Starts the cluster a test wants, after ending the one before."""
 
-    def __init__(self, provider: Provider, directory) -> None:
+    def __init__(self, provider: Provider, redis: RedisServer, directory) -> None:
         self._provider = provider
+        self._redis = redis
         self._directory = directory
         self._mode = ""
         self._open = None
@@ -30,6 +32,8 @@ class Clusters:
             document = config(port, self._provider.url)
             if mode == "open":
                 document["http_options"]["host"] = "0.0.0.0"
+            if mode == "shared":
+                share(document, self._redis.url)
             file.write_text(yaml.safe_dump(document))
             options = ["--plain"] if mode == "plain" else []
             variables = {"SWITCHYARD_OPERATOR_KEY": OPERATOR_KEY} if mode == "plain" else {}
@@ -46,7 +50,7 @@ class Clusters:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a cluster come one after the other, so that each starts once."""
-    special = ("open_cluster", "plain_cluster")
+    special = ("shared_cluster", "open_cluster", "plain_cluster")
     items.sort(key=lambda item: [name in getattr(item, "fixturenames", ()) for name in special])
     for item in items:
         if "integration" in item.nodeid:
@@ -71,8 +75,15 @@ def provider(profile: Profile) -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="session")
-def clusters(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
-    clusters = Clusters(provider, tmp_path_factory.mktemp("clusters"))
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def clusters(provider: Provider, redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
+    clusters = Clusters(provider, redis, tmp_path_factory.mktemp("clusters"))
     yield clusters
     clusters.close()
 
@@ -81,6 +92,15 @@ def clusters(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> It
 def cluster(clusters: Clusters) -> Cluster:
     """Both throughput flags."""
     return clusters.use("throughput")
+
+
+@pytest.fixture
+def shared_cluster(clusters: Clusters, redis: RedisServer, provider: Provider) -> Iterator[Cluster]:
+    """Two replicas of ingress and cache in each graph, over one Redis that the tests may stop."""
+    redis.start()
+    provider.heal()
+    yield clusters.use("shared")
+    provider.heal()
 
 
 @pytest.fixture

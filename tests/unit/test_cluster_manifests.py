@@ -218,8 +218,8 @@ async def served_metrics() -> dict[str, set[str]]:
     telemetry.attempt_finished("p", Attempt("m", Outcome.OK, 0.1, Usage(1, 1), 0.1))
     telemetry.fell_back("p", "m", "n", "timeout")
     telemetry.scored("p", "confidence", 0.5)
-    telemetry.cache_hit("p", "near")
-    telemetry.cache_missed("p")
+    telemetry.cache.hit("p", "near", 0.0, 0.0)
+    telemetry.cache.missed("p")
     telemetry.shed("full", "default")
     telemetry.batched(1)
     config = load(ROOT / "serve_config.yaml")["applications"][0]["args"]

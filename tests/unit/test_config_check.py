@@ -289,7 +289,15 @@ ARGS = [
     (
         "redis_url: null",
         "redis_url: http://me:secret@host",
-        "39: applications[0].args.cache.redis_url: must be embedded, redis://…, rediss://…, unix://… or null",
+        (
+            "39: applications[0].args.cache.redis_url: must be embedded, redis://…, redis+cluster://…, "
+            "redis+sentinel://…, the same with rediss, unix://… or null"
+        ),
+    ),
+    (
+        "redis_url: null",
+        "redis_url: redis+sentinel://me:secret@host:1",
+        ("39: applications[0].args.cache.redis_url: lacks the service's name: redis+sentinel://host:port/service"),
     ),
     (
         "{default_deadline_s: 60}",

@@ -58,7 +58,7 @@ def test_nothing_unpickles() -> None:
 
 
 ALLOWED_IN_CORE = {"serve_app", "pydantic", "pydantic_core", "orjson", *sys.stdlib_module_names} - BANNED_IN_CORE
-INWARD = {"serve_app.messages", "serve_app.errors", "serve_app.config"}
+INWARD = {"serve_app.messages", "serve_app.errors", "serve_app.config", "serve_app.redis_url"}
 IO_IN_CORE = {"os", "io", "socket", "subprocess", "threading", "sqlite3", "urllib", "http"}
 
 

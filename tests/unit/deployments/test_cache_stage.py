@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_all, settle
 
+from serve_app.adapters.redis_store import RedisStats
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.cache import Cache
 from serve_app.errors import DeadlineExceeded
@@ -17,9 +18,17 @@ TTL_S = 100
 class FakeRedis:
     """A dictionary with the store's interface."""
 
+    leases = None
+
     def __init__(self) -> None:
         self.data: dict = {}
         self.reads: list[list] = []
+
+    def generation(self, program) -> bytes | None:
+        return None
+
+    def stats(self):
+        return RedisStats(is_up=True, hits=0, misses=0, writes=0, failures={})
 
     async def get_many(self, wanted):
         self.reads.append(list(wanted))

@@ -9,6 +9,7 @@ import pytest
 from deployment_fakes import FakeHandle, app_config, settle
 from ray.exceptions import RayActorError
 
+from serve_app.config import CacheConfig
 from serve_app.deployments import replicas
 from serve_app.errors import ConfigError
 
@@ -88,7 +89,7 @@ class Store:
 
     made: list["Store"]
 
-    def __init__(self, url) -> None:
+    def __init__(self, url, *, timeout_s) -> None:
         self.url = url
         self.is_closed = False
         self.made.append(self)
@@ -122,7 +123,7 @@ class EmbeddedHandle:
 @contextlib.asynccontextmanager
 async def following(*answers):
     cache = SimpleNamespace(redis=None)
-    task = asyncio.create_task(replicas.follow_redis(cache, "embedded", EmbeddedHandle(*answers)))
+    task = asyncio.create_task(replicas.follow_redis(cache, CacheConfig(), EmbeddedHandle(*answers)))
     try:
         yield cache
     finally:
@@ -160,7 +161,7 @@ async def test_a_server_that_cannot_be_found_leaves_what_there_is(stores) -> Non
 @pytest.mark.parametrize(("url", "wanted"), [(None, None), ("redis://h:1", "redis://h:1")])
 async def test_a_server_of_ones_own_is_taken_as_it_is(stores, url, wanted) -> None:
     cache = SimpleNamespace(redis=None)
-    await replicas.follow_redis(cache, url, None)
+    await replicas.follow_redis(cache, CacheConfig(redis_url=url), None)
     assert (cache.redis.url if cache.redis else None) == wanted
 
 
