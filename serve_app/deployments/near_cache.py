@@ -90,8 +90,7 @@ class NearCache:
 
         Its age must be known: a shared one may have been begun long before this call, and so be forgotten by now.
 
-        Args:
-            begun_at: reading of ``clock`` when the call was sent.
+        ``begun_at`` is the clock's reading when the call was sent.
         """
         is_shared = result.cache is CacheStatus.COALESCED
         if is_shared or not self._forgotten.outlives(call.program, begun_at - result.age_s):
