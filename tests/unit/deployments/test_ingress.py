@@ -313,7 +313,7 @@ async def test_a_hot_answer_is_made_anew_in_the_background_before_it_ends() -> N
     assert (await bench.ask())["meta"]["cache"] == "hit"
     await settle()
     assert [asked.freshness.max_age_s for asked in bench.stage.calls] == [None, 25]
-    assert bench.ingress._admission.running == 0
+    assert bench.ingress._admission.held == 0
     assert bench.ingress.near.answer(bench.ingress._call("ask", GOOD, {}, "r", Freshness())).age_s == 0
     await bench.ingress.near.aclose()
 
