@@ -7,7 +7,7 @@ READY := .venv/.ready
 CONFIG ?= serve_config.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit check lint types bench lock clean
+.PHONY: help run test test-unit check lint types bench docs manifests lock clean
 
 help: ## Show what there is to do
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -40,6 +40,17 @@ types: $(READY) ## Check types
 
 bench: $(READY) ## Measure, and write benchmarks/RESULTS.md
 	@$(BIN)/python -m benchmarks.run
+
+docs: $(READY) ## Write docs/configuration.md from the models of serve_config.yaml
+	@$(BIN)/python -m serve_app.config_reference > docs/.new && mv docs/.new docs/configuration.md
+
+manifests: $(READY) ## Write what cluster/ holds of serve_config.yaml and of the alerts
+	@$(BIN)/switchyard kuberay render serve_config.yaml -o cluster/kuberay/dev/serve-config-v2.yaml
+	@$(BIN)/switchyard kuberay render cluster/kuberay/prod/serve_config.yaml -o cluster/kuberay/prod/serve-config-v2.yaml
+	@$(BIN)/switchyard kuberay render --config-only serve_config.yaml -o cluster/serve_config.yaml
+	@{ echo '# Made from prometheus/alerts.yml by `make manifests`.'; printf '%s\n' 'apiVersion: monitoring.coreos.com/v1' \
+		'kind: PrometheusRule' 'metadata: {name: switchyard, labels: {app.kubernetes.io/part-of: switchyard}}' 'spec:'; \
+		sed -e '/^#/d' -e 's/^\(.\)/  \1/' cluster/monitoring/prometheus/alerts.yml; } > cluster/monitoring/prometheus-rule.yaml
 
 lock: ## Pin the newest versions that pyproject.toml allows (needs uv)
 	@uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url \

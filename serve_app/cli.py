@@ -115,6 +115,54 @@ def simulate(host: str, port: int, profile: Path | None) -> None:
     serve(host, port, loaded)
 
 
+@cli.group()
+def kuberay() -> None:
+    """What KubeRay needs to run serve_config.yaml on Kubernetes."""
+
+
+@kuberay.command()
+@_FILE
+@click.option("--http-host", default="0.0.0.0", show_default=True, help="Address Serve listens on.")  # noqa: S104 - a pod's
+@click.option("--redis-url", default=None, help="The cache's server; unless given, it replaces only 'embedded'.")
+@click.option("--api-base", "bases", multiple=True, metavar="MODEL=URL", help="A provider's address; repeatable.")
+@click.option("--name", default="switchyard", show_default=True, help="The RayService's name.")
+@click.option("--config-only", is_flag=True, help="The configuration alone, for a container or 'serve deploy'.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Write there, if all is well.")
+def render(  # one parameter for each option
+    file: Path,
+    http_host: str,
+    redis_url: str | None,
+    bases: tuple[str, ...],
+    name: str,
+    output: Path | None,
+    *,
+    config_only: bool,
+) -> None:
+    """Print FILE (default: serve_config.yaml) as the serveConfigV2 of a RayService, for kustomize or 'kubectl patch'.
+
+    The file stays the only source. It is checked as 'switchyard check' does, and whether each address in it means the
+    same in a pod. Keys need not be set here: on the cluster they come from a secret.
+    """
+    from serve_app.kuberay import Surroundings, rayservice_patch, serve_config  # noqa: PLC0415 - only this command
+
+    there = Surroundings(http_host, redis_url, dict(_pair(base) for base in bases))
+    text = serve_config(file, there) if config_only else rayservice_patch(file, there, name)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError([f"{output} cannot be written: {error.strerror or error}"]) from None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    model, separator, url = text.partition("=")
+    if not (model and separator and url):
+        raise click.BadParameter(f"'{text}' is not MODEL=URL", param_hint="--api-base")
+    return model, url
+
+
 def main() -> None:
     """Entry point of ``switchyard``."""
     try:

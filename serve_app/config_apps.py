@@ -19,18 +19,22 @@ CONTROL_PLANE = "ControlPlane"
 """The deployment whose ``user_config`` is a ``Policy``."""
 
 
-def check_applications(document: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong inside the applications, as far as they are mappings; Ray's own keys are checked elsewhere."""
+def check_applications(document: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> list[Problem]:
+    """What is wrong inside the applications, as far as they are mappings; Ray's own keys are checked elsewhere.
+
+    ``environment`` is what the replicas will have, this process' own unless told otherwise.
+    """
+    variables = os.environ if environment is None else environment
     applications = document.get("applications")
     problems: list[Problem] = []
     with importing_from(Path.cwd()):
         for position, application in enumerate(applications if isinstance(applications, list) else ()):
             if isinstance(application, Mapping):
-                problems += [found.under(("applications", position)) for found in _application(application)]
+                problems += [found.under(("applications", position)) for found in _application(application, variables)]
     return problems
 
 
-def _application(application: Mapping[str, Any]) -> Iterator[Problem]:
+def _application(application: Mapping[str, Any], variables: Mapping[str, str]) -> Iterator[Problem]:
     args = application.get("args", {})
     builder: Builder | None = None
     if isinstance(application.get("import_path"), str):
@@ -47,7 +51,7 @@ def _application(application: Mapping[str, Any]) -> Iterator[Problem]:
     except Invalid as error:
         yield from (problem.under(("args",)) for problem in error.problems)
     if isinstance(config, AppConfig):
-        problems = check_app(config, environment=os.environ | _env_vars(application))
+        problems = check_app(config, environment={**variables, **_env_vars(application)})
         yield from (problem.under(("args",)) for problem in problems)
     names = builder.deployment_names if builder else None
     yield from _deployments(application, names(config) if names and config else None, is_ours=model is AppConfig)

@@ -5,29 +5,26 @@ import os
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app import errors
-from serve_app.adapters.telemetry import MetricsPage, Telemetry
-from serve_app.config import AppConfig
-from serve_app.config_check import check_file
-from serve_app.deployments.control_plane import ControlPlane
+from serve_app.config_schema import file_schema
+from serve_app.kuberay import EMBEDDED_REPLACED_BY, PORT, Surroundings, rayservice_patch, serve_config
 from serve_app.launcher import environment
-from serve_app.messages import Attempt, Outcome, Report, Usage
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 MANIFESTS = sorted(path for kind in ("*.yaml", "*.yml") for path in CLUSTER.rglob(kind))
-SERVE_CONFIGS = [CLUSTER / "kuberay" / environment / "serve_config.yaml" for environment in ("base", "prod")]
+SOURCES = {"dev": Path("serve_config.yaml"), "prod": Path("cluster/kuberay/prod/serve_config.yaml")}
+"""Where each overlay's configuration comes from, as ``make manifests`` names it."""
+OVERLAYS = ("dev", "prod", "prod-incremental")
 SCHEMA = Path(os.environ.get("SWITCHYARD_RAYSERVICE_SCHEMA", ROOT.parent / "shared/kuberay/rayservice-v1.schema.json"))
-PROMETHEUS_OWN = {"up"}
 
 needs_schema = pytest.mark.skipif(not SCHEMA.exists(), reason=f"no RayService schema at {SCHEMA}")
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
@@ -37,15 +34,23 @@ def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def load_all(path: Path) -> dict[str, dict[str, Any]]:
+    return by_kind_and_name(path.read_text(encoding="utf-8"))
+
+
+def by_kind_and_name(text: str) -> dict[str, dict[str, Any]]:
+    return {f"{found['kind']}/{found['metadata']['name']}": found for found in yaml.safe_load_all(text)}
+
+
 def name_of(path: Path) -> str:
     return str(path.relative_to(CLUSTER))
 
 
 @pytest.fixture(autouse=True)
 def _from_the_root(monkeypatch) -> None:
-    """Programs are imported from the working directory, as in the image."""
+    """Programs are imported from the working directory, as in the image; keys are the cluster's, not this machine's."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("OPENAI_API_KEY", "as-from-the-secret")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=name_of)
@@ -53,27 +58,41 @@ def test_a_manifest_is_yaml(path) -> None:
     assert all(isinstance(document, dict) for document in yaml.safe_load_all(path.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("path", SERVE_CONFIGS, ids=name_of)
-def test_a_configuration_passes_switchyards_check_and_rays_schema(path) -> None:
-    assert [str(problem) for problem in check_file(path)] == []
-    ServeDeploySchema.model_validate(load(path))
+# ── one source: what is committed is what `switchyard kuberay render` makes ───────────────────────────
 
 
-def test_the_clusters_configuration_is_the_roots_but_for_host_and_cache() -> None:
-    expected = load(ROOT / "serve_config.yaml")
-    expected["http_options"]["host"] = "0.0.0.0"
-    expected["applications"][0]["args"]["cache"] = {"redis_url": "redis://switchyard-cache:6379/0"}
-    assert load(CLUSTER / "kuberay/base/serve_config.yaml") == expected
+@pytest.mark.parametrize("overlay", SOURCES)
+def test_an_overlays_serve_config_is_what_render_makes_of_its_source(overlay) -> None:
+    committed = (CLUSTER / "kuberay" / overlay / "serve-config-v2.yaml").read_text(encoding="utf-8")
+    assert committed == rayservice_patch(SOURCES[overlay], Surroundings()), "run `make manifests`"
+
+
+def test_composes_serve_config_is_what_render_makes_of_the_roots() -> None:
+    committed = (CLUSTER / "serve_config.yaml").read_text(encoding="utf-8")
+    assert committed == serve_config(SOURCES["dev"], Surroundings()), "run `make manifests`"
+
+
+@pytest.mark.parametrize("overlay", SOURCES)
+def test_a_serve_config_fits_rays_schema_and_ours(overlay) -> None:
+    text = load(CLUSTER / "kuberay" / overlay / "serve-config-v2.yaml")["spec"]["serveConfigV2"]
+    ServeDeploySchema.model_validate(yaml.safe_load(text))
+    jsonschema.Draft202012Validator(file_schema()).validate(yaml.safe_load(text))
+
+
+def test_the_rules_of_the_operator_are_those_of_prometheus() -> None:
+    rule = load(CLUSTER / "monitoring/prometheus-rule.yaml")
+    assert rule["spec"] == load(CLUSTER / "monitoring/prometheus/alerts.yml"), "run `make manifests`"
 
 
 # ── KubeRay ──────────────────────────────────────────────────────────────────────────────────────────
 
 
+@cache
 def rendered(overlay: str) -> dict[str, dict[str, Any]]:
     """What ``kubectl apply -k`` would send, by kind and name."""
     command = ["kubectl", "kustomize", str(CLUSTER / "kuberay" / overlay)]
     output = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    return {f"{found['kind']}/{found['metadata']['name']}": found for found in yaml.safe_load_all(output)}
+    return by_kind_and_name(output)
 
 
 def rayservice_problems(manifest: dict[str, Any]) -> list[str]:
@@ -95,18 +114,72 @@ def test_a_misspelt_key_would_be_noticed() -> None:
 
 @needs_kubectl
 @needs_schema
-@pytest.mark.parametrize("overlay", ["dev", "prod"])
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_renders_to_a_rayservice(overlay) -> None:
     assert rayservice_problems(rendered(overlay)["RayService/switchyard"]) == []
 
 
 @needs_kubectl
-@pytest.mark.parametrize(("overlay", "source"), [("dev", "base"), ("prod", "prod")])
+@pytest.mark.parametrize(("overlay", "source"), [("dev", "dev"), ("prod", "prod"), ("prod-incremental", "prod")])
 def test_an_overlay_carries_its_configuration_as_a_string(overlay, source) -> None:
-    text = (CLUSTER / "kuberay" / source / "serve_config.yaml").read_text(encoding="utf-8")
-    manifests = rendered(overlay)
-    assert manifests["RayService/switchyard"]["spec"]["serveConfigV2"] == text
-    assert manifests["ConfigMap/switchyard-serve-config"]["data"] == {"serve_config.yaml": text}
+    patch = load(CLUSTER / "kuberay" / source / "serve-config-v2.yaml")
+    assert rendered(overlay)["RayService/switchyard"]["spec"]["serveConfigV2"] == patch["spec"]["serveConfigV2"]
+
+
+@needs_kubectl
+def test_production_has_everything_that_production_needs() -> None:
+    found = rendered("prod")
+    assert {
+        "PodDisruptionBudget/switchyard-serving",
+        "StatefulSet/switchyard-gcs",
+        "ServiceMonitor/switchyard",
+        "PodMonitor/switchyard-ray",
+        "PrometheusRule/switchyard",
+        "ConfigMap/switchyard-dashboard",
+        "NetworkPolicy/switchyard-ray",
+    } <= found.keys()
+    spec = found["RayService/switchyard"]["spec"]["rayClusterConfig"]
+    (workers,) = spec["workerGroupSpecs"]
+    assert workers["minReplicas"] >= 2
+    assert {each["topologyKey"] for each in workers["template"]["spec"]["topologySpreadConstraints"]} == {
+        "kubernetes.io/hostname",
+        "topology.kubernetes.io/zone",
+    }
+    for container in containers(found["RayService/switchyard"]).values():
+        assert [source["secretRef"]["optional"] for source in container["envFrom"]] == [False, False]
+
+
+@needs_kubectl
+def test_rays_state_and_the_cache_are_two_servers_and_only_the_caches_forgets() -> None:
+    found = rendered("prod")
+    gcs = found["RayService/switchyard"]["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    assert gcs["redisAddress"] == "redis://switchyard-gcs:6379"
+    assert gcs["redisPassword"] == {"valueFrom": {"secretKeyRef": {"name": "switchyard-gcs", "key": "password"}}}
+    (server,) = found["StatefulSet/switchyard-gcs"]["spec"]["template"]["spec"]["containers"]
+    assert "--maxmemory-policy noeviction" in server["args"][0]
+    assert "--appendonly yes" in server["args"][0]
+    (store,) = found["Deployment/switchyard-cache"]["spec"]["template"]["spec"]["containers"]
+    assert "allkeys-lru" in store["args"]
+    assert server["image"] == store["image"]
+
+
+@needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_whatever_selects_pods_by_labels_selects_pods_that_have_them(overlay) -> None:
+    found = rendered(overlay)
+    ray = found["RayService/switchyard"]["spec"]["rayClusterConfig"]
+    templates = [ray["headGroupSpec"]["template"], *(group["template"] for group in ray["workerGroupSpecs"])]
+    templates += [each["spec"]["template"] for name, each in found.items() if name.startswith(("Deployment", "State"))]
+    pods = [template["metadata"]["labels"].items() for template in templates]
+    selectors = {}
+    for name, each in found.items():
+        selector = each["spec"].get("selector") if name.startswith(("PodD", "PodM", "Service/")) else None
+        selector = each["spec"]["podSelector"] if name.startswith("NetworkPolicy") else selector
+        if selector is not None:
+            selectors[name] = selector.get("matchLabels", selector)
+    assert len(selectors) >= 4
+    for name, labels in selectors.items():
+        assert any(labels.items() <= pod for pod in pods), name
 
 
 def containers(rayservice: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -115,16 +188,22 @@ def containers(rayservice: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {found["name"]: found for group in groups for found in group["template"]["spec"]["containers"]}
 
 
-def test_the_head_takes_no_replicas_and_no_traffic() -> None:
-    spec = load(CLUSTER / "kuberay/base/rayservice.yaml")["spec"]
-    assert spec["excludeHeadPodFromServeSvc"] is True
-    assert spec["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert spec["rayClusterConfig"]["enableInTreeAutoscaling"] is True
+def test_the_head_takes_no_replicas_and_no_traffic_but_names_the_port_that_the_service_is_made_from() -> None:
+    manifest = load(CLUSTER / "kuberay/base/rayservice.yaml")
+    assert manifest["spec"]["excludeHeadPodFromServeSvc"] is True
+    assert manifest["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert manifest["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"] is True
+    for container in containers(manifest).values():
+        assert {"name": "serve", "containerPort": PORT} in container["ports"]
+        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
 
 
-def test_keys_come_from_a_secret_by_reference_and_stand_in_no_manifest() -> None:
+def test_keys_come_from_secrets_by_reference_and_stand_in_no_manifest() -> None:
     for container in containers(load(CLUSTER / "kuberay/base/rayservice.yaml")).values():
-        assert [source["secretRef"]["name"] for source in container["envFrom"]] == ["switchyard-provider-keys"]
+        assert [source["secretRef"]["name"] for source in container["envFrom"]] == [
+            "switchyard-provider-keys",
+            "switchyard-operator",
+        ]
     for path in MANIFESTS:
         assert not re.search(r"sk-\w{8}|kind: Secret\b", path.read_text(encoding="utf-8")), path
 
@@ -136,16 +215,11 @@ def test_ray_has_one_version_in_the_manifest_and_the_image() -> None:
     assert version == pinned[1]
 
 
-def test_the_cache_that_the_configurations_name_is_there_in_kubernetes_and_compose() -> None:
-    named = {load(path)["applications"][0]["args"]["cache"]["redis_url"] for path in SERVE_CONFIGS}
-    cache = {
-        document["kind"]: document for document in yaml.safe_load_all((CLUSTER / "kuberay/base/cache.yaml").read_text())
-    }
-    service = cache["Service"]
-    host, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
-    assert named == {f"redis://{host}:{port}/0"}
-    assert service["spec"]["selector"].items() <= cache["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
-    assert host in load(CLUSTER / "compose.yaml")["services"]
+def test_the_cache_that_render_names_is_there_in_kubernetes_and_compose() -> None:
+    found = load_all(CLUSTER / "kuberay/base/cache.yaml")
+    service = found["Service/switchyard-cache"]
+    assert f"redis://switchyard-cache:{service['spec']['ports'][0]['port']}/0" == EMBEDDED_REPLACED_BY
+    assert "switchyard-cache" in load(CLUSTER / "compose.yaml")["services"]
 
 
 # ── the image and compose ────────────────────────────────────────────────────────────────────────────
@@ -181,14 +255,21 @@ def test_the_image_copies_only_what_the_build_may_see() -> None:
 
 def test_compose_mounts_what_exists_and_bounds_every_service() -> None:
     compose = load(CLUSTER / "compose.yaml")
-    assert {"switchyard", "switchyard-cache", "prometheus"} == set(compose["services"])
+    assert {"switchyard", "switchyard-cache", "prometheus", "grafana"} == set(compose["services"])
     for name, service in compose["services"].items():
         assert "memory" in service["deploy"]["resources"]["limits"], name
         assert service["healthcheck"]["test"], name
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert set(service["networks"]) <= set(compose["networks"]), name
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
             assert source in compose["volumes"] or (CLUSTER / source).exists(), volume
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+
+
+def test_compose_opens_two_ports_to_this_machine_and_none_to_others() -> None:
+    services = load(CLUSTER / "compose.yaml")["services"]
+    opened = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert opened == {"switchyard": ["127.0.0.1:8000:8000"], "grafana": ["127.0.0.1:3000:3000"]}
 
 
 def test_docker_understands_the_compose_file() -> None:
@@ -201,71 +282,3 @@ def test_docker_understands_the_compose_file() -> None:
     command = [docker, "compose", "-f", str(CLUSTER / "compose.yaml"), "config", "-q"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 0, found.stderr
-
-
-# ── monitoring ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def alerts() -> dict[str, str]:
-    groups = load(CLUSTER / "monitoring/alerts.yml")["groups"]
-    return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
-
-
-async def served_metrics() -> dict[str, set[str]]:
-    """Every sample name of a real metrics page, with the labels that it has."""
-    telemetry = Telemetry()
-    telemetry.call_finished("p", "m", "success", 0.1)
-    telemetry.attempt_finished("p", Attempt("m", Outcome.OK, 0.1, Usage(1, 1), 0.1))
-    telemetry.fell_back("p", "m", "n", "timeout")
-    telemetry.scored("p", "confidence", 0.5)
-    telemetry.cache.hit("p", "near", 0.0, 0.0)
-    telemetry.cache.missed("p")
-    telemetry.shed("full", "default")
-    telemetry.batched(1)
-    config = load(ROOT / "serve_config.yaml")["applications"][0]["args"]
-    plane = ControlPlane(AppConfig.model_validate(config))
-    await plane.exchange(Report("r", "Model-m", gauges={"queue_depth": 1}, metrics=telemetry.samples()))
-    page = MetricsPage()
-    page.update("r", telemetry.samples())
-    found: dict[str, set[str]] = {}
-    for text in (await plane.metrics(), page.render()):
-        for family in text_string_to_metric_families(text.decode()):
-            for sample in family.samples:
-                found.setdefault(sample.name, set()).update(sample.labels)
-    return found
-
-
-@pytest.mark.parametrize("alert", alerts())
-async def test_an_alert_names_metrics_and_labels_that_exist(alert) -> None:
-    expression, served = alerts()[alert], await served_metrics()
-    used = set(re.findall(r"\b(dspy_\w+|up)\b", expression))
-    assert used
-    assert used - PROMETHEUS_OWN <= served.keys()
-    labels = {name for inner in re.findall(r"by \(([\w, ]+)\)", expression) for name in inner.split(", ")}
-    labels |= set(re.findall(r"[{,]\s*(\w+)\s*[=!]", expression)) - {"job"}
-    assert labels <= set().union(*(served[name] for name in used - PROMETHEUS_OWN), set())
-
-
-def test_the_statuses_that_alerts_count_as_failures_are_codes_of_errors() -> None:
-    kinds = [found for found in vars(errors).values() if isinstance(found, type)]
-    codes = {kind.code for kind in kinds if issubclass(kind, errors.SwitchyardError)}
-    counted = re.findall(r'status=~"([\w|]+)"', "".join(alerts().values()))
-    assert counted
-    assert {code for group in counted for code in group.split("|")} <= codes
-
-
-def test_prometheus_reads_the_rules_and_scrapes_the_service_of_compose() -> None:
-    config = load(CLUSTER / "monitoring/prometheus.yml")
-    assert [name for name in config["rule_files"] if not (CLUSTER / "monitoring" / name).exists()] == []
-    ((job,),) = [config["scrape_configs"]]
-    assert job["job_name"] == "switchyard"
-    assert job["static_configs"] == [{"targets": ["switchyard:8000"]}]
-
-
-def test_promtool_has_nothing_to_say() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: the package prometheus)")
-    command = [promtool, "check", "config", str(CLUSTER / "monitoring/prometheus.yml")]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert found.returncode == 0, found.stdout + found.stderr
