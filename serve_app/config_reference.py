@@ -43,11 +43,16 @@ def reference() -> str:
 
 def _part(key: str, model: type[BaseModel], word: str) -> Iterator[str]:
     schema = model.model_json_schema(ref_template="{model}")
-    sections = {model.__name__: schema, **schema.pop("$defs", {})}
+    sections = {name: _mapping_of(found) for name, found in {**schema.pop("$defs", {}), model.__name__: schema}.items()}
     yield f"## `{key}`\n\n{word}\n"
     for name, where in _visit(model.__name__, key, sections, {}).items():
         if "properties" in sections[name]:
             yield _section(name, sections, where)
+
+
+def _mapping_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """The section itself where a shorter way to write it is allowed beside the mapping."""
+    return next((choice for choice in schema.get("anyOf", ()) if "properties" in choice), schema)
 
 
 def _visit(name: str, place: str, sections: Mapping[str, Any], places: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -46,7 +46,7 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"switchyard, version {version('dspy-switchyard')}\n"
 
 
-@pytest.mark.parametrize("command", ["check", "schema", "run", "export-trainset", "simulate"])
+@pytest.mark.parametrize("command", ["check", "schema", "run", "export-trainset", "simulate", "kuberay"])
 def test_every_command_explains_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
