@@ -391,12 +391,7 @@ class ControlPlane:
         decision = self._controller.decision()
         level: dict[Labels, float] = {(): decision.level.rank}
         cause: dict[Labels, float] = {(("cause", decision.cause),): 1.0} if decision.reason else {}
-        stores = [report.gauges["store_up"] for _, report in self._reports.values() if "store_up" in report.gauges]
-        store: dict[Labels, float] = {(): min(stores)} if stores else {}
         return (
-            gauge(
-                "dspy_cache_store_up", "1 when every replica's last word of the shared cache's server was good.", store
-            ),
             gauge("dspy_breaker_state", "0 closed, 1 half-open, 2 open.", breakers),
             gauge("dspy_queue_depth", "Calls waiting for a slot.", depths),
             gauge("dspy_degradation_level", "0 full, 1 degraded, 2 minimal.", level),

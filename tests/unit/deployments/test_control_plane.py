@@ -184,14 +184,3 @@ async def test_the_load_of_a_replica_that_fell_silent_is_forgotten(plane, clock)
     await plane.exchange(replica("a", running=2, waiting=3, service_s=1.0))
     clock.advance(SILENCE_S + 1)
     assert (await plane.exchange(router())).loads["large"] == ModelLoad()
-
-
-async def test_the_store_is_up_when_every_replica_reaches_it_and_unknown_where_there_is_none(plane) -> None:
-    async def shown() -> list[str]:
-        return [line for line in (await plane.metrics()).decode().splitlines() if line.startswith("dspy_cache_store")]
-
-    assert await shown() == []
-    await plane.exchange(Report("Cache-1", "Cache", gauges={"store_up": 1.0}))
-    assert await shown() == ["dspy_cache_store_up 1.0"]
-    await plane.exchange(Report("Cache-2", "Cache", gauges={"store_up": 0.0}))
-    assert await shown() == ["dspy_cache_store_up 0.0"]
