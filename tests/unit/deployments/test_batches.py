@@ -22,6 +22,9 @@ class Pool:
 class Asked:
     """A program that counts what reaches its provider, waits for the test, and echoes the question."""
 
+    version = "v1"
+    reward = None
+
     def __init__(self, config) -> None:
         self.config = config
         self.provider: Counter[str] = Counter()

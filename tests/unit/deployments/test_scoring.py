@@ -146,6 +146,9 @@ async def test_the_replica_scores_what_it_answers_and_what_it_cannot_parse() -> 
         version, reward = "v1", None
         config = app_config().programs[0]
 
+        def takes_batches(self, level) -> bool:
+            return False
+
         async def run(self, asked, lm) -> Answer:
             if asked.id == "c2":
                 raise BadOutput("?")
