@@ -1,14 +1,18 @@
 """What the ingress admits, stamps, counts and keeps; its callers over handles."""
 
 import asyncio
+import contextlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from deployment_fakes import FakeStage, app_config, failed, link, ok, programs, settle
 
-from serve_app.config import LimitsConfig
+from serve_app.config import BatchingConfig, LimitsConfig
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.replicas import IngressDeployment
+from serve_app.deployments.stage import Lane
 from serve_app.errors import DeadlineExceeded, InvalidInputs, NoRoute, Overloaded, UnknownProgram
 from serve_app.messages import CacheStatus, Freshness, Level, Outcome, Result
 
@@ -347,3 +351,35 @@ async def test_without_a_control_plane_the_page_has_this_replicas_gauges() -> No
     page = (await Bench().ingress.metrics()).decode()
     (line,) = [line for line in page.splitlines() if line.startswith("dspy_memory_usage_mb{")]
     assert float(line.split()[-1]) > 1
+
+
+async def test_the_handler_of_a_batch_returns_at_once_a_future_for_each_call_and_never_raises() -> None:
+    """What ``@serve.batch`` needs of its handler: else batches pile up, or every caller fails with one."""
+
+    class Broken:
+        def run(self, _):
+            raise RuntimeError("the stage is broken")
+
+        def leave(self, _):
+            pass
+
+    bench = Bench()
+    bench.ingress._lane = Lane(Broken())
+    calls = [bench.ingress._call("ask", {"question": f"q{n}"}, {}, "r", Freshness()) for n in range(3)]
+    with contextlib.ExitStack() as waiting:
+        for each in calls:
+            waiting.enter_context(bench.ingress._waiting_for(each))
+        futures = bench.ingress.start_batch(calls)
+        assert [future.done() for future in futures] == [False] * 3
+        results = await asyncio.gather(*futures)
+    assert [result.id for result in results] == [each.id for each in calls]
+    assert all(result.error is not None for result in results)
+
+
+def test_batching_is_changed_on_the_running_replica() -> None:
+    batched = IngressDeployment._batched
+    IngressDeployment.set_batching(SimpleNamespace(_batched=batched), BatchingConfig(max_batch_size=7))
+    assert (batched._get_max_batch_size(), batched._get_batch_wait_timeout_s()) == (7, 0)
+    changed = BatchingConfig(max_batch_size=32, batch_wait_timeout_s=0.5)
+    IngressDeployment.set_batching(SimpleNamespace(_batched=batched), changed)
+    assert (batched._get_max_batch_size(), batched._get_batch_wait_timeout_s()) == (32, 0.5)
