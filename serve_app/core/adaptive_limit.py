@@ -37,6 +37,8 @@ TOLERANCE: Final = 1.5
 """How much slower than usual a provider may be before the limit shrinks."""
 SMOOTHING: Final = 0.2
 BACKOFF: Final = 0.8
+LIMITED: Final = 0.75
+"""Share of the configured limit below which the provider is said to set the pace."""
 
 
 class AdaptiveLimit:
@@ -66,8 +68,8 @@ class AdaptiveLimit:
 
     @property
     def is_limited(self) -> bool:
-        """Whether the provider, and not the configuration, sets the bound."""
-        return self.limit < self._max
+        """Whether the provider, and not the configuration, sets the bound; a small dip is noise."""
+        return self.limit < LIMITED * self._max
 
     def answered(self, seconds: float, output_tokens: int, running: int) -> None:
         """Learn from an answer.

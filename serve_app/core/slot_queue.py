@@ -11,7 +11,8 @@
     a slot comes free                  the best class goes first, in the order of arrival
     a class was passed over
     ``PATIENCE`` times in a row        it goes next, once: nobody starves
-    a call's deadline passed           it is dropped and never started
+    a call that waited has less time
+    left than a call usually runs      it is dropped and never started: its answer would come too late
 
 For one event loop. Source of the shares and of early refusal: see ``serve_app.core.expected_wait``.
 """
@@ -43,11 +44,12 @@ OnTurn = Callable[[Refusal | None], None]
 class Place:
     """One call's place: waiting, then running, then gone. Give it back with ``leave``, more than once if need be."""
 
-    __slots__ = ("_on_turn", "_queue", "_started_at", "expires_at", "priority")
+    __slots__ = ("_on_turn", "_queue", "_started_at", "expires_at", "priority", "waited")
 
     def __init__(self, queue: SlotQueue, priority: Priority, expires_at: float, on_turn: OnTurn) -> None:
         self.priority = priority
         self.expires_at = expires_at
+        self.waited = False
         self._queue: SlotQueue | None = queue
         self._on_turn = on_turn
         self._started_at: float | None = None
@@ -116,6 +118,7 @@ class SlotQueue:
         place = Place(self, priority, self._clock() + remaining_s, on_turn)
         self._waiting[priority][place] = None
         self._advance()
+        place.waited = True
         return place
 
     def _refusal(self, priority: Priority, remaining_s: float) -> Refusal | None:
@@ -129,9 +132,9 @@ class SlotQueue:
 
     def _advance(self) -> None:
         """Start as many calls as there are free slots."""
-        now = self._clock()
+        now, service_s = self._clock(), self.service_s
         while self.running < self._slots and (place := self._take()):
-            if place.expires_at <= now:
+            if place.expires_at <= now or (place.waited and place.expires_at < now + service_s):
                 place._drop(refuse(0, "deadline"))  # noqa: SLF001 - two halves of one thing
                 continue
             self._note_turn(place.priority)

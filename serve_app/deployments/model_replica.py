@@ -117,5 +117,5 @@ class ModelReplica:
         resumed = scope.journal.resumed if scope.journal else 0
         attempt = Attempt(self._model.name, outcome, self._clock() - started, usage, cost_usd, resumed)
         self._telemetry.attempt_finished(call.program, attempt)
-        self.slots.learn(scope, outcome)
+        self.slots.learn(scope, outcome, attempt.latency_s)
         return attempt

@@ -22,7 +22,7 @@ from serve_app.core.retry_budget import RetryBudget
 from serve_app.core.route_gate import RouteGate, RoutePermit
 from serve_app.core.routing import Demand, ModelFacts, select
 from serve_app.deployments.control_link import ControlLink
-from serve_app.deployments.stage import CallTasks, Chunks, Lane, Stage
+from serve_app.deployments.stage import CallTasks, Chunks, Lane, Stage, StageAbsent, StageLost
 from serve_app.errors import (
     CircuitOpen,
     DeadlineExceeded,
@@ -230,6 +230,9 @@ class Router:
             async with asyncio.timeout(min(timeout_s + REPLY_GRACE_S, remaining_s)):
                 with self._sent[model]:
                     result = await self._lanes[model].ask(call)
+                    if _was_lost(result) and not journey.plan.models:  # nobody else to ask: another of its replicas
+                        left_s = timeout_s - (self._clock() - started)
+                        result = await self._lanes[model].ask(replace(call, remaining_s=left_s))
         except TimeoutError:
             result = Result(call.id, error=UpstreamError(f"{model} did not answer in time", outcome=Outcome.TIMEOUT))
         except asyncio.CancelledError:
@@ -325,6 +328,11 @@ async def _first_answer(running: set[asyncio.Task[Result]]) -> Result:
         answer = next((result for result in results if result.error is None), None)
         if answer is not None or not pending:
             return answer or results[-1]
+
+
+def _was_lost(result: Result) -> bool:
+    """Whether the replica that had the call is gone, which says nothing of the model."""
+    return isinstance(result.error, StageLost) and not isinstance(result.error, StageAbsent)
 
 
 def _is_down(error: SwitchyardError) -> bool:

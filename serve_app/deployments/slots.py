@@ -15,7 +15,8 @@ from serve_app.core.slot_queue import Place, SlotQueue
 from serve_app.errors import Overloaded, UpstreamError
 from serve_app.messages import Outcome, Priority
 
-_PUSHED_BACK = frozenset({Outcome.RATE_LIMITED, Outcome.TIMEOUT})
+FAIR_TIME = 2.0
+"""Multiples of the usual service time after which a timeout tells of the provider; before, of a late start."""
 
 
 class Slots:
@@ -41,7 +42,7 @@ class Slots:
         """Hold a slot for the body.
 
         Raises:
-            Overloaded: no slot can be expected in time, or too many wait.
+            Overloaded: no slot can be expected in time, or too many wait, or it came too late.
             UpstreamError: none came before the deadline (outcome ``rejected``).
         """
         turn: asyncio.Future[Refusal | None] = asyncio.get_running_loop().create_future()
@@ -50,18 +51,19 @@ class Slots:
             raise _no_time()
         place = self.queue.join(priority, remaining_s, lambda refusal: _tell(turn, refusal))
         if isinstance(place, Refusal):
-            raise Overloaded(f"the model is too busy: {place.reason}", place.retry_after_s)
+            raise _too_busy(place)
         try:
             await _wait(turn, remaining_s)
             yield place
         finally:
             place.leave()
 
-    def learn(self, scope: CallScope, outcome: Outcome) -> None:
-        """Let an attempt's end move the limit; to be called while it still holds its slot."""
+    def learn(self, scope: CallScope, outcome: Outcome, seconds: float) -> None:
+        """Let an attempt that ended after ``seconds`` move the limit; to be called while it still holds its slot."""
         if self._limit is None:
             return
-        if outcome in _PUSHED_BACK:
+        is_stuck = outcome is Outcome.TIMEOUT and seconds >= FAIR_TIME * self.queue.service_s
+        if is_stuck or outcome is Outcome.RATE_LIMITED:
             self._limit.pushed_back()
         else:
             self._limit.answered(scope.lm_s, scope.usage.output_tokens, self.queue.running)
@@ -72,13 +74,19 @@ class Slots:
 async def _wait(turn: asyncio.Future[Refusal | None], remaining_s: float) -> None:
     if not turn.done():
         await asyncio.wait({turn}, timeout=remaining_s)
-    if not turn.done() or turn.result() is not None:
+    if not turn.done():
         raise _no_time()
+    if refusal := turn.result():
+        raise _too_busy(refusal)
 
 
 def _tell(turn: asyncio.Future[Refusal | None], refusal: Refusal | None) -> None:
     if not turn.done():
         turn.set_result(refusal)
+
+
+def _too_busy(refusal: Refusal) -> Overloaded:
+    return Overloaded(f"the model is too busy: {refusal.reason}", refusal.retry_after_s)
 
 
 def _no_time() -> UpstreamError:

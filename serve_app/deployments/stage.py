@@ -51,7 +51,11 @@ class Stage(Protocol):
 
 
 class StageLost(UpstreamError):
-    """The replica that had the batch is gone, or none took it in time."""
+    """The replica that had the batch is gone."""
+
+
+class StageAbsent(StageLost):
+    """No replica took the batch in time: asking again would wait as long."""
 
 
 class _Outbox:
@@ -162,7 +166,8 @@ class HandleStage:
         """Pass the batch on.
 
         Raises:
-            StageLost: no replica took it in time, or the one that did is gone.
+            StageAbsent: no replica took it in time.
+            StageLost: the one that did is gone.
             Overloaded: Ray's own bound on queued batches is reached.
         """
         ids = {call.id for call in calls}
@@ -179,7 +184,7 @@ class HandleStage:
                 yield chunk
             finished = True
         except TimeoutError as error:
-            raise StageLost("no replica took the calls in time", outcome=Outcome.UNREACHABLE) from error
+            raise StageAbsent("no replica took the calls in time", outcome=Outcome.UNREACHABLE) from error
         except BackPressureError as error:
             finished = True
             raise Overloaded("too many calls are waiting", retry_after_s=1.0) from error

@@ -99,6 +99,23 @@ def test_a_call_whose_deadline_passed_while_it_waited_is_dropped_and_takes_no_sl
     assert calls.queue.running == 1
 
 
+def test_a_call_that_waited_until_its_answer_would_come_too_late_is_dropped(clock) -> None:
+    calls = known_service(clock, SlotQueue(1, 10, clock=clock), seconds=2)
+    calls.come("late", remaining_s=5)
+    calls.come("patient", remaining_s=60)
+    clock.advance(3.5)
+    calls.end("running0", served=False)
+    assert calls.dropped == {"late": "deadline"}
+    assert calls.started[-1] == "patient"
+
+
+def test_a_call_that_finds_a_free_slot_starts_however_little_time_it_has(clock) -> None:
+    calls = known_service(clock, SlotQueue(2, 10, clock=clock), seconds=2)
+    calls.end("running0", served=False)
+    assert calls.come("hurried", remaining_s=0.1) is None
+    assert calls.started[-1] == "hurried"
+
+
 def test_a_call_that_leaves_while_it_waits_is_never_started(clock) -> None:
     calls = Calls(SlotQueue(1, 10, clock=clock))
     for name in "abc":

@@ -9,8 +9,8 @@ from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_
 from serve_app.adapters.redis_store import RedisStats
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.cache import Cache
-from serve_app.errors import DeadlineExceeded
-from serve_app.messages import CacheStatus, Freshness, Level, Outcome, Result
+from serve_app.errors import DeadlineExceeded, Overloaded
+from serve_app.messages import CacheStatus, Freshness, Level, Options, Outcome, Priority, Result
 
 TTL_S = 100
 
@@ -210,3 +210,22 @@ async def test_the_time_already_used_is_taken_off() -> None:
     async for _ in chunks:
         pass
     assert bench.stage.calls[0].remaining_s == pytest.approx(6)
+
+
+async def test_a_call_that_shares_with_one_that_is_shed_asks_again_by_itself() -> None:
+    gate = asyncio.Event()
+
+    async def answer(asked):
+        await gate.wait()
+        if asked.options.priority is Priority.SHEDDABLE:
+            return Result(asked.id, error=Overloaded("busy", 1.0))
+        return ok(asked)
+
+    bench = Bench(answer)
+    shed = asyncio.create_task(bench.ask(call(1, options=Options(priority=Priority.SHEDDABLE))))
+    await settle()
+    vital = asyncio.create_task(bench.ask(call(2, key="key1", options=Options(priority=Priority.CRITICAL))))
+    await settle()
+    gate.set()
+    assert isinstance((await shed).error, Overloaded)
+    assert (await vital).error is None

@@ -1,6 +1,7 @@
 """One model's replica: slots, expiry, and what an attempt cost."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from deployment_fakes import app_config, call, link, run_all, settle
 
 from serve_app.adapters.call_scope import current_scope
 from serve_app.adapters.dspy_program import Answer
+from serve_app.core.clock import ManualClock
 from serve_app.deployments.model_replica import ModelReplica
 from serve_app.errors import BadOutput, ClientClosed, Overloaded, UpstreamError
 from serve_app.messages import BreakerState, ModelHealth, Options, Outcome, Priority
@@ -47,12 +49,12 @@ class FakeProgram:
         return Answer({"answer": lm}, 0.5)
 
 
-def replica(act=None, slots: int = 4, **changes) -> tuple[ModelReplica, FakeProgram]:
+def replica(act=None, slots: int = 4, clock=time.monotonic, **changes) -> tuple[ModelReplica, FakeProgram]:
     config = app_config()
     program = FakeProgram(config.programs[0], act)
     model = config.models[0].model_copy(update={"max_ongoing_requests": slots} | changes)
     made = link()
-    return ModelReplica(model, {"ask": program}, FakePool(), made._telemetry, made), program
+    return ModelReplica(model, {"ask": program}, FakePool(), made._telemetry, made, clock=clock), program
 
 
 async def test_an_answer_says_what_it_took() -> None:
@@ -165,10 +167,15 @@ async def test_a_provider_that_answers_429_is_given_fewer_calls_at_once() -> Non
     async def act(_):
         raise UpstreamError("slow down", outcome=Outcome.RATE_LIMITED)
 
-    made, _ = replica(act, slots=10)
+    clock = ManualClock(1000)
+    made, _ = replica(act, slots=10, clock=clock)
     assert not made.is_held_back
     await run_all(made, call(1))
     assert made.slots.queue.slots == 8
+    assert not made.is_held_back  # a small dip is noise
+    for _ in range(2):
+        clock.advance(1)
+        await run_all(made, call(1))
     assert made.is_held_back
 
 

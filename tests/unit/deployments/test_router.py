@@ -9,6 +9,7 @@ from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_
 from serve_app.config import BreakerPolicy, Policy, RetryPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.router import Router
+from serve_app.deployments.stage import StageAbsent, StageLost
 from serve_app.errors import (
     BadOutput,
     CircuitOpen,
@@ -350,3 +351,26 @@ async def test_a_call_that_is_left_is_left_at_its_model_and_its_neighbour_is_not
     await settle()
     assert bench.models["large"].cancelled == ["c1"]
     running.cancel()
+
+
+@pytest.mark.parametrize(("pinned", "asked"), [("large", {"large": 2}), (None, {"large": 1, "medium": 1})])
+async def test_what_a_lost_replica_had_goes_to_the_next_model_or_where_there_is_none_to_another_replica(
+    pinned, asked
+) -> None:
+    lost = []
+
+    def once(asked):
+        if lost:
+            return ok(asked, "large")
+        lost.append(asked.id)
+        return Result(asked.id, error=StageLost("gone", outcome=Outcome.UNREACHABLE))
+
+    bench = Bench(large=once)
+    assert (await bench.ask(options=replace(HARD, model=pinned))).error is None
+    assert bench.asked() == asked
+
+
+async def test_a_model_without_replicas_is_not_asked_twice() -> None:
+    bench = Bench(large=lambda asked: Result(asked.id, error=StageAbsent("none", outcome=Outcome.UNREACHABLE)))
+    assert isinstance((await bench.ask(options=replace(HARD, model="large"))).error, NoRoute)
+    assert bench.asked() == {"large": 1}
