@@ -16,6 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from promql_names import names_in
 
 from serve_app import errors
+from serve_app.adapters.local_store import StoreStats
+from serve_app.adapters.redis_store import RedisStats
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.deployments.control_plane import ControlPlane
@@ -30,6 +32,8 @@ EXAMPLES = {
     "float": 0.5,
     "int": 1,
     "bool": True,
+    "StoreStats": StoreStats(1, 1, 1, 1, 1),
+    "RedisStats": RedisStats(True, 1, 1, 1, {"timeout": 1}),
     "Attempt": Attempt("m", Outcome.OK, 0.1, Usage(1, 1), 0.1),
 }
 
@@ -67,8 +71,13 @@ EXPRESSIONS = {**{f"alert {name}": text for name, text in alerts().items()}, **p
 
 def count_everything(telemetry: Telemetry) -> None:
     """Call each method that counts, whatever there is, so that a new metric needs no word here."""
-    for name, method in inspect.getmembers(telemetry, inspect.ismethod):
-        wanted = [each.annotation for each in inspect.signature(method, eval_str=False).parameters.values()]
+    counting = [
+        *inspect.getmembers(telemetry, inspect.ismethod),
+        *inspect.getmembers(telemetry.cache, inspect.ismethod),
+    ]
+    for name, method in counting:
+        parameters = inspect.signature(method, eval_str=False).parameters.values()
+        wanted = [each.annotation for each in parameters if each.kind is not each.KEYWORD_ONLY]
         if not name.startswith("_") and wanted and all(each in EXAMPLES for each in wanted):
             method(*(EXAMPLES[each] for each in wanted))
 
