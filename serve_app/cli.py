@@ -9,7 +9,7 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import click
 
@@ -99,6 +99,36 @@ def export_trainset(file: Path, program: str, min_score: float, output: IO[str])
     output.writelines(write_rows(rows))
     left_out = f"{archive.unmatched} verdicts on unrecorded calls, {archive.unreadable} unreadable lines"
     click.echo(f"{len(rows)} of {len(archive.calls)} recorded calls written; {left_out}", err=True)
+
+
+@cli.command()
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("target", metavar="OUTPUT", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--program", required=True, help="The program to call.")
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Of the running application.")
+@click.option("--concurrency", type=click.IntRange(1, 4096), default=32, show_default=True, help="Calls at once.")
+@click.option(
+    "--retry-for",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    help="Seconds for which a refused call (429, 503, no connection) is made again.",
+)
+@click.option("--restart", is_flag=True, help="Forget what OUTPUT holds and begin anew.")
+@click.option("--retry-failed", is_flag=True, help="Ask the rows again that OUTPUT says have failed.")
+def batch(source: Path, target: Path, retry_for: float, **options: Any) -> None:  # noqa: ANN401 - one type an option
+    """Call a program for every row of INPUT, and write what becomes of each to OUTPUT.
+
+    INPUT has a JSON object a line: the inputs, or {"inputs": {...}, "options": {...}} (also where an input is called
+    inputs or options). Calls have priority sheddable unless a row's options say otherwise.
+
+    OUTPUT gets a line a row as calls finish, so in any order, with the number of the row's line and the row's hash:
+    {"row", "hash", "outputs", "meta"} or {"row", "hash", "error": {"code", "detail"}}. After Ctrl-C the same command
+    goes on where it ended. Exit code 0 when every row has an answer, 1 when some failed or are left.
+    """
+    from serve_app.bulk.command import run  # noqa: PLC0415 - only this command needs it
+
+    raise SystemExit(run(source=source, target=target, retry_for_s=retry_for, **options))
 
 
 @cli.command()

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 # Ray connects by itself when one of its calls finds no connection. At the end of a process a handle's background thread
@@ -25,11 +26,41 @@ from ray.serve.exceptions import (
     ReplicaUnavailableError,
 )
 
+from serve_app.adapters.loop_thread import LoopThread
+from serve_app.bulk.attempt import RETRIED, Retries
+from serve_app.bulk.pool import as_finished
 from serve_app.errors import ClientClosed, DeadlineExceeded, NoRoute, Overloaded, SwitchyardError, UpstreamError
-from serve_app.messages import Outcome
+from serve_app.messages import Outcome, Priority
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What became of one row of ``predict_many``: a ``prediction`` or an ``error``.
+
+    Attributes:
+        index: of the row among those given, from 0.
+        inputs: the row.
+        prediction: as ``predict`` gives it; ``None`` when the call failed.
+        error: what ``predict`` would have raised; ``None`` when it did not fail.
+    """
+
+    index: int
+    inputs: Mapping[str, Any]
+    prediction: dspy.Prediction | None = None
+    error: SwitchyardError | None = None
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.error is not None and self.error.status in RETRIED
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds that the application asks to wait; ``None`` when it does not say."""
+        return self.error.retry_after_s if self.error else None
 
 
 GRACE_S = 5.0
@@ -86,6 +117,45 @@ class Client:
             except TimeoutError:
                 response.cancel()
                 raise
+
+    def predict_many(
+        self, program: str, rows: Iterable[Mapping[str, Any]], /, *, concurrency: int = 32, retry_for_s: float = 300.0
+    ) -> Iterator[Predicted]:
+        """Call a program for each row of inputs; what becomes of each is yielded as it gets ready, in any order.
+
+        The calls are made on a thread of their own, so this works inside an event loop, too; there it blocks. Whoever
+        stops to iterate cancels what is in work.
+
+        Args:
+            program: name of the program.
+            rows: inputs by name, read as they are needed.
+            concurrency: calls in work at once.
+            retry_for_s: seconds for which a call that is refused (429, 503) is made again.
+        """
+        loop = LoopThread("switchyard-bulk")
+        stream = self.apredict_many(program, rows, concurrency=concurrency, retry_for_s=retry_for_s)
+        try:
+            while (predicted := loop.run(_next(stream))) is not None:
+                yield predicted
+        finally:
+            loop.close()
+
+    async def apredict_many(
+        self, program: str, rows: Iterable[Mapping[str, Any]], /, *, concurrency: int = 32, retry_for_s: float = 300.0
+    ) -> AsyncGenerator[Predicted, None]:
+        """``predict_many`` for asynchronous callers."""
+        client = type(self)(self._handle, {"priority": Priority.SHEDDABLE.value} | self._options)
+        retries = Retries(retry_for_s)
+
+        async def ask(numbered: tuple[int, Mapping[str, Any]]) -> Predicted:
+            return await retries.run(lambda: _predicted(client, program, *numbered))
+
+        predictions = as_finished(enumerate(rows), ask, concurrency)
+        try:
+            async for predicted in predictions:
+                yield predicted
+        finally:
+            await predictions.aclose()
 
     def _send(self, program: str, inputs: dict[str, Any], request_id: str) -> Any:  # noqa: ANN401 - Ray's response
         return self._handle.predict.remote(program, inputs, self._options, request_id)
@@ -146,6 +216,17 @@ def _translated(error: RayError | RayServeException, request_id: str) -> Switchy
             return UpstreamError(text, 1.0, (), request_id, outcome=Outcome.UNREACHABLE)
         case _:
             return SwitchyardError(f"the call failed inside Ray: {type(error).__name__}", None, (), request_id)
+
+
+async def _predicted(client: Client, program: str, index: int, inputs: Mapping[str, Any]) -> Predicted:
+    try:
+        return Predicted(index, inputs, await client.apredict(program, **inputs))
+    except SwitchyardError as error:
+        return Predicted(index, inputs, error=error)
+
+
+async def _next(stream: AsyncGenerator[Predicted, None]) -> Predicted | None:
+    return await anext(stream, None)
 
 
 def _refuse_inside_loop() -> None:

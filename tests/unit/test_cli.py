@@ -46,7 +46,7 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"switchyard, version {version('dspy-switchyard')}\n"
 
 
-@pytest.mark.parametrize("command", ["check", "schema", "run", "export-trainset", "simulate", "kuberay"])
+@pytest.mark.parametrize("command", ["check", "schema", "run", "export-trainset", "batch", "simulate", "kuberay"])
 def test_every_command_explains_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -118,6 +118,8 @@ def test_a_missing_profile_is_one_line(
         (("chek",), "No such command 'chek'"),
         (("simulate", "--port", "0"), "--port"),
         (("run", "--no-such"), "No such option"),
+        (("batch", "in.jsonl", "out.jsonl"), "--program"),
+        (("batch", "in.jsonl", "out.jsonl", "--program", "p", "--concurrency", "0"), "--concurrency"),
     ],
 )
 def test_a_wrong_command_line_is_explained(

@@ -196,3 +196,54 @@ def test_without_a_deadline_of_its_own_a_call_waits_for_the_applications() -> No
     assert handle.timeout_s is None
     Client(handle).with_options(deadline_s=2).predict("ask")
     assert handle.timeout_s == 2 + GRACE_S
+
+
+class Picky(FakeHandle):
+    """Refuses each question the first time when ``is_busy``; one question it always refuses to understand."""
+
+    def __init__(self, is_busy: bool = False) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self.options: list[dict] = []
+        self._is_busy = is_busy
+
+    def remote(self, program, inputs, options, request_id):
+        self.asked.append(inputs["question"])
+        self.options.append(options)
+        reply = {"outputs": {"answer": inputs["question"].upper()}, "meta": {}}
+        if inputs["question"] == "bad":
+            reply = InvalidInputs("inputs.question: bad")
+        elif self._is_busy and self.asked.count(inputs["question"]) == 1:
+            reply = Overloaded("later", 0.0)
+        return FakeHandle(RayTaskError("predict", "traceback", reply) if isinstance(reply, Exception) else reply)
+
+
+ROWS = [{"question": question} for question in ("a", "bad", "b")]
+
+
+def test_many_rows_are_answered_each_with_its_index_and_a_bad_one_fails_alone() -> None:
+    handle = Picky()
+    found = {predicted.index: predicted for predicted in Client(handle).predict_many("ask", ROWS, concurrency=2)}
+    assert [found[0].prediction.answer, found[2].prediction.answer] == ["A", "B"]
+    assert (found[1].prediction, type(found[1].error), found[1].inputs) == (None, InvalidInputs, {"question": "bad"})
+    assert handle.options == [{"priority": "sheddable"}] * 3
+
+
+async def test_refused_rows_are_asked_again_and_own_options_go_before() -> None:
+    handle = Picky(is_busy=True)
+    client = Client(handle).with_options(priority="default")
+    found = [predicted async for predicted in client.apredict_many("ask", ROWS)]
+    assert sorted(predicted.index for predicted in found if predicted.error is None) == [0, 2]
+    assert sorted(handle.asked) == ["a", "a", "b", "b", "bad"]
+    assert handle.options[0] == {"priority": "default"}
+
+
+async def test_many_rows_work_inside_a_running_loop() -> None:
+    assert len(list(Client(Picky()).predict_many("ask", ROWS))) == 3
+
+
+def test_who_stops_to_iterate_asks_no_more() -> None:
+    handle = Picky()
+    for _ in Client(handle).predict_many("ask", ({"question": str(number)} for number in range(1000)), concurrency=2):
+        break
+    assert len(handle.asked) < 10

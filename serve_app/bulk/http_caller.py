@@ -1,0 +1,102 @@
+"""Calls of one program over HTTP."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from urllib.parse import quote
+
+import aiohttp
+from pydantic_core import from_json
+
+from serve_app.bulk.attempt import RETRIED, UNREACHABLE, Answer, Failure
+from serve_app.bulk.rows import Row
+from serve_app.errors import ConfigError
+from serve_app.messages import Priority
+
+OK: Final = 200
+CONNECT_S: Final = 5.0
+SILENCE_S: Final = 900.0
+"""Seconds without a byte after which a call counts as lost: more than any deadline that is granted by default."""
+DEFAULT_OPTIONS: Final = {"priority": Priority.SHEDDABLE.value}
+"""Bulk work is the first to wait when there is too much; a row's own options go before."""
+
+
+class HttpCaller:
+    """Calls a program of the application at a URL, which includes the application's ``route_prefix``."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, program: str) -> None:
+        self._session = session
+        self._url = f"{url.rstrip('/')}/v1/programs/{quote(program, safe='')}"
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, program: str) -> AsyncIterator[HttpCaller]:
+        """A caller whose connections end with the block.
+
+        Raises:
+            ConfigError: nobody answers there, or no such program is served.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
+        connector = aiohttp.TCPConnector(limit=0)  # the pool of rows is the bound
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            caller = cls(session, url, program)
+            await caller._must_be_served(url)
+            yield caller
+
+    async def __call__(self, row: Row) -> Answer | Failure:
+        """One call, made once."""
+        body = json.dumps({"inputs": row.inputs, "options": DEFAULT_OPTIONS | row.options}).encode()
+        try:
+            async with self._session.post(self._url, data=body, headers={"content-type": "application/json"}) as reply:
+                return _outcome(reply.status, reply.headers, await reply.read())
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return Failure(UNREACHABLE, f"no answer: {error or type(error).__name__}", is_retryable=True)
+
+    async def _must_be_served(self, url: str) -> None:
+        try:
+            async with self._session.get(self._url) as reply:
+                status, headers, body = reply.status, reply.headers, _object(await reply.read())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise ConfigError([f"nothing answers at {url}: {error or type(error).__name__}"]) from error
+        if status != OK:
+            raise ConfigError([f"{url}: {_failure(status, headers, body).detail}"])
+        if "inputs" not in body:
+            raise ConfigError([f"{url} is not a Switchyard application"])
+
+
+def _outcome(status: int, headers: Mapping[str, str], raw: bytes) -> Answer | Failure:
+    body = _object(raw)
+    if status != OK:
+        return _failure(status, headers, body)
+    if "outputs" not in body:
+        return Failure("malformed", "the answer is not of a Switchyard application")
+    return Answer(body["outputs"], body.get("meta", {}))
+
+
+def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any]) -> Failure:
+    code, detail = body.get("code") or f"http_{status}", body.get("detail") or f"HTTP status {status}"
+    return Failure(str(code), str(detail), status in RETRIED, _retry_after_s(headers, body))
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        body = from_json(raw)
+    except ValueError:  # a proxy's own page
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _retry_after_s(headers: Mapping[str, str], problem: Mapping[str, Any]) -> float | None:
+    """From the problem document, which has fractions of a second, else from the header (RFC 9110, delay-seconds)."""
+    for given in (problem.get("retry_after_s"), headers.get("Retry-After")):
+        try:
+            seconds = float(given or "")
+        except (TypeError, ValueError):  # nothing, or the header's other form, a date
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None
