@@ -41,8 +41,8 @@ def simulator(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         profile.write_text(yaml.safe_dump({"models": {name: dict(model) for name, model in models.items()}}))
         command = [sys.executable, "-m", "serve_app.cli", "simulate", "--port", str(port), "--profile", str(profile)]
         url = f"http://127.0.0.1:{port}"
-        with _ending(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)):
-            _wait_for(f"{url}/v1/models")
+        with ending(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)):
+            wait_for(f"{url}/v1/models")
             yield url
 
 
@@ -67,11 +67,11 @@ def serving(document: Mapping[str, Any], *options: str) -> Iterator[str]:
         started = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
         )
-        with _ending(started):
+        with ending(started):
             for application in document["applications"]:
                 prefix = application["route_prefix"].rstrip("/")
                 if "simulator" not in application["import_path"]:
-                    _wait_for(f"http://127.0.0.1:{port}{prefix}/ready")
+                    wait_for(f"http://127.0.0.1:{port}{prefix}/ready")
             yield f"http://127.0.0.1:{port}"
 
 
@@ -81,7 +81,8 @@ def replicas(deployment: str, application: str = "switchyard") -> list[int]:
     return [p.pid for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(title)]
 
 
-def _wait_for(url: str) -> None:
+def wait_for(url: str) -> None:
+    """Wait until a GET of ``url`` is answered well."""
     give_up = time.monotonic() + READY_S
     while time.monotonic() < give_up:
         with suppress(httpx.TransportError):
@@ -92,7 +93,7 @@ def _wait_for(url: str) -> None:
 
 
 @contextmanager
-def _ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """End a process that understands Ctrl-C, and whatever it leaves."""
     try:
         yield

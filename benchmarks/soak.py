@@ -1,0 +1,94 @@
+"""Ten minutes at 70 % of capacity: does any process grow?
+
+    python -m benchmarks.soak --graph standard
+
+Capacity is measured first, with 32 callers in a closed loop; the load is an open loop. Slopes are least squares over
+readings every few seconds, after a warm-up that does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+from benchmarks.application import PATHS, application, upstream, url
+from benchmarks.load import OK, Load, begin, measure, percentile
+from benchmarks.processes import Reading, readings
+from benchmarks.serving import serving, simulator
+
+TARGET_MIB_PER_MIN = 1.0
+EVERY_S = 5.0
+CAPACITY_S = 10.0
+OURS = ("switchyard:", "compact:", "Ray Serve", "HAProxy", "Ray's", "embedded")
+
+Series = dict[int, list[tuple[float, Reading]]]
+
+
+def soak(graph: str, seconds: float, warm_up_s: float, share: float) -> None:
+    with (
+        simulator(upstream()) as provider,
+        serving({"applications": [application(graph, provider)]}) as base,
+    ):
+        at = url(base, graph)
+        measure(Load(at, CAPACITY_S / 2, headers={}))
+        capacity = sum(s.status == OK for s in measure(Load(at, CAPACITY_S, headers={}))) / CAPACITY_S
+        end = begin(Load(at, warm_up_s + seconds, rate=share * capacity, headers={}))
+        time.sleep(warm_up_s)
+        series = watch(seconds)
+        samples = end()
+    statuses = Counter(sample.status for sample in samples)
+    failed = {status: count for status, count in statuses.items() if status != OK}
+    print(
+        f"\nGraph {graph}: {share * capacity:.0f} calls a second ({share:.0%} of {capacity:.0f}) for {seconds:.0f} s "
+        f"after {warm_up_s:.0f} s of warm-up; {statuses[OK]} answered, others by status: {failed or 'none'}; "
+        f"p50 {1000 * percentile(samples, 0.5):.1f} ms, p99 {1000 * percentile(samples, 0.99):.1f} ms.\n"
+    )
+    print(
+        f"| process | MiB, first to last | MiB a minute (target: {TARGET_MIB_PER_MIN:g}) | descriptors, first to last |"
+    )
+    print("|---|---|---|---|")
+    for line in rows(series):
+        print(line)
+
+
+def watch(seconds: float) -> Series:
+    """Readings of every process, every few seconds."""
+    series: Series = defaultdict(list)
+    began = time.monotonic()
+    while (at := time.monotonic() - began) < seconds:
+        for pid, reading in readings().items():
+            series[pid].append((at, reading))
+        time.sleep(EVERY_S)
+    return series
+
+
+def rows(series: Mapping[int, list[tuple[float, Reading]]]) -> list[str]:
+    """A line for each process that was there all the time, the fastest growing first."""
+    longest = max(len(points) for points in series.values())
+    lines = []
+    for points in series.values():
+        first, last = points[0][1], points[-1][1]
+        if len(points) < longest or len(points) < 2 or not first.role.startswith(OURS):
+            continue
+        slope = 60 * statistics.linear_regression([at for at, _ in points], [r.rss_mib for _, r in points]).slope
+        descriptors = f"{first.descriptors} to {last.descriptors}"
+        line = f"| {first.role} | {first.rss_mib:.0f} to {last.rss_mib:.0f} | {slope:+.2f} | {descriptors} |"
+        lines.append((slope, line))
+    return [line for _, line in sorted(lines, reverse=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--graph", choices=[*PATHS], default="standard")
+    parser.add_argument("--seconds", type=float, default=600.0, help="that count")
+    parser.add_argument("--warm-up", type=float, default=120.0, help="seconds before that")
+    parser.add_argument("--share", type=float, default=0.7, help="of capacity")
+    options = parser.parse_args()
+    soak(options.graph, options.seconds, options.warm_up, options.share)
+
+
+if __name__ == "__main__":
+    main()
