@@ -86,7 +86,7 @@ class Peer:
                 )
             with ending(started):
                 try:
-                    wait_for(f"http://127.0.0.1:{place.port}{self.health}")
+                    wait_for(f"http://127.0.0.1:{place.port}{self.health}", started)
                 except TimeoutError as error:
                     last = (log.read_text(errors="replace").strip().splitlines() or ["it says nothing"])[-1]
                     raise NotInstalled(f"does not start: {last}") from error

@@ -44,7 +44,9 @@ def litellm_command(place: Place) -> Sequence[str]:
         {"model_name": name, "litellm_params": {"model": f"openai/{name}", "api_base": place.api_base, "api_key": "x"}}
         for name in MODELS
     ]
-    Path(place.directory, "config.yaml").write_text(yaml.safe_dump({"model_list": models}))
+    no_key = {"dangerously_permit_weak_or_unset_master_key": True}  # as the others have none
+    config = {"model_list": models, "general_settings": no_key}
+    Path(place.directory, "config.yaml").write_text(yaml.safe_dump(config))
     return [place.tool("litellm"), "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(place.port)]
 
 

@@ -41,8 +41,9 @@ def simulator(models: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         profile.write_text(yaml.safe_dump({"models": {name: dict(model) for name, model in models.items()}}))
         command = [sys.executable, "-m", "serve_app.cli", "simulate", "--port", str(port), "--profile", str(profile)]
         url = f"http://127.0.0.1:{port}"
-        with ending(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)):
-            wait_for(f"{url}/v1/models")
+        started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        with ending(started):
+            wait_for(f"{url}/v1/models", started)
             yield url
 
 
@@ -71,7 +72,7 @@ def serving(document: Mapping[str, Any], *options: str) -> Iterator[str]:
             for application in document["applications"]:
                 prefix = application["route_prefix"].rstrip("/")
                 if "simulator" not in application["import_path"]:
-                    wait_for(f"http://127.0.0.1:{port}{prefix}/ready")
+                    wait_for(f"http://127.0.0.1:{port}{prefix}/ready", started)
             yield f"http://127.0.0.1:{port}"
 
 
@@ -81,10 +82,14 @@ def replicas(deployment: str, application: str = "switchyard") -> list[int]:
     return [p.pid for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(title)]
 
 
-def wait_for(url: str) -> None:
-    """Wait until a GET of ``url`` is answered well."""
+def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a GET of ``url`` is answered well by ``process``.
+
+    Raises:
+        TimeoutError: it is not, or the process has ended.
+    """
     give_up = time.monotonic() + READY_S
-    while time.monotonic() < give_up:
+    while time.monotonic() < give_up and process.poll() is None:
         with suppress(httpx.TransportError):
             if httpx.get(url, timeout=5).status_code < 400:
                 return
