@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
-REPLICA = re.compile(r"ray::ServeReplica:(\w+):([\w.-]+)")
+REPLICA = re.compile(r"ray::ServeReplica:([\w-]+):([\w-]+)")
 ROLES = {
     "ServeController": "Ray Serve controller",
     "ProxyActor": "Ray Serve proxy",
