@@ -25,11 +25,10 @@ from benchmarks.serving import serving, simulator
 
 PICTURE = Path(__file__).with_name("throughput.svg")
 CALLERS = (1, 8, 32, 128, 512)
-ROUNDS = 5
 SLOTS = 8
 """Calls that one model replica may run at once, where replicas are counted."""
 SLOW_S = 0.5
-STUCK_S = 45.0
+STUCK_S = 30.0
 QUEUED = (1000, 2000)
 LINEAR_TARGET = 0.9
 
@@ -47,21 +46,21 @@ def both_graphs(provider: str, **changes: Any) -> dict[str, Any]:
     return {"applications": [application(graph, provider, **changes) for graph in PATHS]}
 
 
-def callers(seconds: float) -> None:
+def callers(seconds: float, rounds: int) -> None:
     rates: dict[tuple[str, int], list[float]] = defaultdict(list)
     tails: dict[tuple[str, int], list[float]] = defaultdict(list)
     failed: dict[tuple[str, int], int] = defaultdict(int)
     with simulator(upstream()) as provider, serving(both_graphs(provider)) as base:
         for graph in PATHS:
             ask(base, graph, seconds, 32)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for number in CALLERS:
                 for graph in PATHS:
                     samples = ask(base, graph, seconds, number)
                     rates[graph, number].append(answered(samples, seconds))
                     tails[graph, number].append(1000 * percentile(samples, 0.99))
                     failed[graph, number] += sum(sample.status != OK for sample in samples)
-    print(f"\nUpstream 0 ms, unique questions, median of {ROUNDS} rounds of {seconds:g} s (min-max).\n")
+    print(f"\nUpstream 0 ms, unique questions, median of {rounds} rounds of {seconds:g} s (min-max).\n")
     print("| callers | graph | answers a second | p99 ms | failed |\n|---|---|---|---|---|")
     for graph, number in sorted(rates, key=lambda key: key[1]):
         key = graph, number
@@ -73,7 +72,8 @@ def callers(seconds: float) -> None:
     print(f"\n![Answers a second by callers]({PICTURE.name})")
 
 
-def cpu(seconds: float) -> None:
+def cpu(seconds: float, rounds: int) -> None:
+    del rounds
     spent: dict[str, Mapping[str, float]] = {}
     with simulator(upstream()) as provider, serving(both_graphs(provider)) as base:
         for graph in PATHS:
@@ -95,15 +95,16 @@ def cpu(seconds: float) -> None:
     print(f"| all | {sum(own['standard'].values()):.3f} | {sum(own['compact'].values()):.3f} |")
 
 
-def memory(seconds: float) -> None:
-    del seconds
+def memory(seconds: float, rounds: int) -> None:
+    del seconds, rounds
     names = ("small",)
     limits = {"max_queued_requests": 10_000, "default_deadline_s": 600}
     print("\nResident memory, MiB: at rest, and with calls that wait on a provider that does not answer.\n")
     print("| graph | process | at rest | a 1,000 waiting calls more |\n|---|---|---|---|")
     for graph in PATHS:
         with simulator(upstream(names=names)) as provider:
-            changes = {"models": [model("small", provider, max_ongoing_requests=SLOTS)], "default_model": "small"}
+            roomy = {"max_ongoing_requests": SLOTS, "max_queued_requests": 10_000, "adaptive_concurrency": False}
+            changes = {"models": [model("small", provider, **roomy)], "default_model": "small"}
             changes["programs"] = [_program("ask", ["small"])]
             with serving({"applications": [application(graph, provider, limits=limits, **changes)]}) as base:
                 ask(base, graph, 3, 32)
@@ -115,12 +116,12 @@ def memory(seconds: float) -> None:
                         print(f"| {graph} | {role.partition(':')[2]} | {rest[role]:.0f} | {slope:+.1f} |", flush=True)
 
 
-def replicas(seconds: float) -> None:
+def replicas(seconds: float, rounds: int) -> None:
     counts = (1, 2, 3, 4)
     names = tuple(f"of-{count}" for count in counts)
     print(
         f"\nUpstream {1000 * SLOW_S:.0f} ms, {SLOTS} calls at once in each model replica, so {SLOTS / SLOW_S:.0f} "
-        f"calls a second at most from each; twice as many callers as slots. Median of {ROUNDS} rounds (min-max).\n"
+        f"calls a second at most from each; twice as many callers as slots. Median of {rounds} rounds (min-max).\n"
     )
     print(f"| graph | model replicas | answers a second | of linear (target: {LINEAR_TARGET:g}) |\n|---|---|---|---|")
     for graph in PATHS:
@@ -133,7 +134,7 @@ def replicas(seconds: float) -> None:
             changes = {"models": models, "programs": programs, "default_model": names[0]}
             with serving({"applications": [application(graph, provider, **changes)]}) as base:
                 rates: dict[int, list[float]] = {count: [] for count in counts}
-                for turn in range(-1, ROUNDS):
+                for turn in range(-1, rounds):
                     for name, count in zip(names, counts, strict=True):
                         load = Load(url(base, graph, name), seconds, 2 * SLOTS * count, headers={})
                         samples = measure(load)
@@ -206,7 +207,7 @@ def _spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-ROWS: dict[str, tuple[str, Callable[[float], None]]] = {
+ROWS: dict[str, tuple[str, Callable[[float, int], None]]] = {
     "callers": ("Throughput by callers", callers),
     "cpu": ("CPU of a call, by process", cpu),
     "memory": ("Memory", memory),
@@ -218,11 +219,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS])
     parser.add_argument("--seconds", type=float, default=5.0, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     for name in options.rows:
         title, run = ROWS[name]
         print(f"\n### {title}", flush=True)
-        run(options.seconds)
+        run(options.seconds, options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Results of benchmarks: one section is measured again, the others stay; processes are told apart; the plot is one."""
 
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_processes_are_known_by_their_command_line(command, known_as) -> None:
 def test_the_plot_is_xml_with_every_point(tmp_path) -> None:
     path = tmp_path / "plot.svg"
     line_plot(path, "a < b", "x", "y", {"one": [(1, 10), (512, 900)], "two": [(1, 20), (512, 1100)]})
-    tree = ElementTree.parse(path)
+    tree = ET.parse(path)
     circles = [e for e in tree.iter() if e.tag.endswith("circle")]
     assert len(circles) == 4
     assert all(0 <= float(e.get("cx")) <= 720 and 0 <= float(e.get("cy")) <= 400 for e in circles)
