@@ -23,7 +23,10 @@ ROLES = {
     "runtime_env": "Ray's daemons",
     "ray::": "Ray's daemons",
     "valkey": "embedded Valkey",
+    "autoscaler": "Ray's daemons",
     "cli simulate": "simulated provider",
+    "launch_child": "driver (`switchyard run`)",
+    "cli run": "driver (`switchyard run`)",
     "multiprocessing": "load generator",
 }
 MIB = 2**20
