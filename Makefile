@@ -54,7 +54,7 @@ manifests: $(READY) ## Write what cluster/ holds of serve_config.yaml and of the
 
 lock: ## Pin the newest versions that pyproject.toml allows (needs uv)
 	@uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-annotate --no-header --no-emit-index-url \
-		--extra embedded --extra dev pyproject.toml -o requirements.lock
+		--extra embedded --extra otel --extra dev pyproject.toml -o requirements.lock
 
 clean: ## Remove what the other commands made
 	@rm -rf .venv .switchyard .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -27,6 +27,7 @@ from ray.serve.exceptions import (
 )
 
 from serve_app.adapters.loop_thread import LoopThread
+from serve_app.adapters.tracing import trace_headers
 from serve_app.bulk.attempt import RETRIED, Retries
 from serve_app.bulk.pool import as_finished
 from serve_app.errors import ClientClosed, DeadlineExceeded, NoRoute, Overloaded, SwitchyardError, UpstreamError
@@ -89,6 +90,8 @@ class Client:
 
     def predict(self, program: str, /, **inputs: Any) -> dspy.Prediction:  # noqa: ANN401 - the program's own types
         """Call a program and wait for its answer; inside an event loop use ``apredict``.
+
+        Inside an OpenTelemetry span the call becomes part of its trace.
 
         Returns:
             A prediction with the program's outputs, and ``meta`` as over HTTP.
@@ -158,7 +161,7 @@ class Client:
             await predictions.aclose()
 
     def _send(self, program: str, inputs: dict[str, Any], request_id: str) -> Any:  # noqa: ANN401 - Ray's response
-        return self._handle.predict.remote(program, inputs, self._options, request_id)
+        return self._handle.predict.remote(program, inputs, self._options, request_id, trace=dict(trace_headers()))
 
     def _patience_s(self) -> float | None:
         """Seconds to wait for an application that says nothing; ``None``, which is for ever, without a deadline."""

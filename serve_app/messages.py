@@ -116,6 +116,24 @@ class Freshness:
     min_fresh_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """Where a call stands in its caller's trace, as W3C Trace Context writes it; made by ``core.trace_context``.
+
+    Attributes:
+        traceparent: version, trace, parent span and flags.
+        tracestate: what tracing systems keep beside it; may be empty.
+    """
+
+    traceparent: str
+    tracestate: str = ""
+
+    @property
+    def trace_id(self) -> str:
+        """32 hex digits."""
+        return self.traceparent[3:35]
+
+
 class StepKind(StrEnum):
     """What a program's step asked."""
 
@@ -158,6 +176,7 @@ class Call:
             ``key`` when nothing may stand in; empty when only ``key`` matters.
         tenant: who asks; answers are never shared between tenants.
         journal: what earlier attempts at this call finished; the next one goes on from there.
+        trace: the span that this call is part of; ``None`` when nobody traces it.
     """
 
     id: str
@@ -173,6 +192,7 @@ class Call:
     tenant: str = ""
     freshness: Freshness = Freshness()
     journal: tuple[Step, ...] = ()
+    trace: TraceContext | None = None
 
     def key_at(self, level: Level) -> str:
         """Key of an answer of that level to this call; ``""`` when it is not known."""

@@ -54,6 +54,7 @@ from serve_app.adapters.lm_step import dump_response, load_response, request_fin
 from serve_app.adapters.lm_transport import AiohttpTransport
 from serve_app.adapters.lm_upstream import ClientUpstream, Upstream, upstream_for
 from serve_app.adapters.loop_thread import LoopThread
+from serve_app.adapters.tracing import lm_span
 from serve_app.errors import ConfigError
 from serve_app.messages import StepKind
 
@@ -105,14 +106,16 @@ class AsyncEngine:
 
     async def _send(self, scope: CallScope | None, request: lm15.Request) -> lm15.Response:
         fitted, began = self._begin(scope, request), time.monotonic()
-        try:
-            response = await self._upstream.complete(fitted)
-        except lm15.StreamAssemblyError as error:
-            self._spend(scope, error.partial, began)
-            raise
-        self._spend(scope, response, began)
-        _refuse_nothing(response)
-        return response
+        with lm_span(self._upstream, fitted) as span:
+            try:
+                response = await self._upstream.complete(fitted)
+            except lm15.StreamAssemblyError as error:
+                self._spend(scope, error.partial, began)
+                raise
+            self._spend(scope, response, began)
+            span.replied(response, self._upstream.tokens(response.usage))
+            _refuse_nothing(response)
+            return response
 
     async def stream(self, request: lm15.Request) -> AsyncGenerator[Any, None]:
         """Ask once and yield the reply event by event; raises as ``complete`` does."""

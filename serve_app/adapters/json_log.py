@@ -1,4 +1,11 @@
-"""Logs as events with fields, one JSON object a line; never a prompt, an answer or a key."""
+"""Logs as events with fields, one JSON object a line; never a prompt, an answer or a key.
+
+Where they go: a file for each replica, beside the one that Ray Serve keeps for it
+(``<Ray's session>/logs/serve/replica_….jsonl``), rotated at the same size. Everything but the lines about single
+calls also goes to standard error, which Ray shows to whoever started the application (``.switchyard/serve.log``).
+Neither takes Ray Serve's own way to a log: in throughput mode that one wraps each line into another and holds back
+the last 1,000 of them, and Ray drops lines on standard error that look alike.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +13,38 @@ import json
 import logging
 import sys
 import time
+from contextvars import ContextVar
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CALLS: Final = "switchyard.calls"
+"""The logger of lines about single calls: files only."""
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_request_id: ContextVar[str] = ContextVar("switchyard_request_id", default="")
+
+
+def about_call(request_id: str) -> None:
+    """Put the id on every line that this task logs from now on."""
+    _request_id.set(request_id)
+
+
+def call_in_hand() -> str:
+    """The request id that this task's lines have; empty when it works for no one call."""
+    return _request_id.get()
 
 
 class JsonFormatter(logging.Formatter):
     """``{"at", "level", "event", "logger", …fields}``; whatever was passed as ``extra`` becomes a field.
 
-    A field whose name is taken gets a ``_`` behind it, and a value that JSON does not have becomes text.
+    A line of a task that works for one call has that call's ``request_id``. A field whose name is taken gets a ``_``
+    behind it, and a value that JSON does not have becomes text.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -23,6 +52,9 @@ class JsonFormatter(logging.Formatter):
         fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         line = {"at": at, "level": record.levelname.lower(), "event": record.getMessage(), "logger": record.name}
+        request_id = call_in_hand()
+        if request_id and "request_id" not in fields:
+            line["request_id"] = request_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         line |= {f"{name}_" if name in line else name: value for name, value in fields.items()}
@@ -32,14 +64,39 @@ class JsonFormatter(logging.Formatter):
             return json.dumps(line, default=str, skipkeys=True)
 
 
+class _JsonFile(RotatingFileHandler):
+    def shouldRollover(self, _record: logging.LogRecord) -> bool:  # noqa: N802 - its name
+        """Whether the file is full; unlike the method of the standard library, without formatting the line twice."""
+        return self.stream is not None and self.stream.tell() >= self.maxBytes > 0
+
+
 def configure_logging(deployment: str) -> None:
-    """Send everything under ``switchyard`` to standard error as JSON; Ray collects it by replica."""
+    """Send everything under ``switchyard`` to this replica's file and to standard error, as JSON."""
     root = logging.getLogger("switchyard")
     if root.handlers:
         return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    root.addHandler(handler)
+    file = _file_beside(_handlers(logging.getLogger("ray.serve").handlers))
+    stream: logging.Handler = logging.StreamHandler(sys.__stderr__)
+    if file is not None:
+        stream.addFilter(lambda record: record.name != CALLS)
+    for handler in filter(None, (file, stream)):
+        handler.setFormatter(JsonFormatter())
+        root.addHandler(handler)
     root.setLevel(logging.INFO)
     root.propagate = False
-    logging.getLogger("switchyard.start").info("replica.started", extra={"deployment": deployment})
+    path = file.baseFilename if file is not None else None
+    logging.getLogger("switchyard.start").info("replica.started", extra={"deployment": deployment, "log": path})
+
+
+def _handlers(handlers: Iterable[Any]) -> list[logging.Handler]:
+    """The handlers, and behind one that only buffers, the one that it fills."""
+    return [getattr(handler, "target", None) or handler for handler in handlers]
+
+
+def _file_beside(handlers: Iterable[logging.Handler]) -> _JsonFile | None:
+    """A file beside the one that Ray Serve keeps for this replica; ``None`` outside of a replica."""
+    for known in handlers:
+        if isinstance(known, RotatingFileHandler):
+            path = Path(known.baseFilename).with_suffix(".jsonl")
+            return _JsonFile(path, maxBytes=known.maxBytes, backupCount=known.backupCount, encoding="utf-8")
+    return None

@@ -39,6 +39,7 @@ class LiteLLMUpstream:
 
     def __init__(self, model: str, model_type: str, **options: str) -> None:
         self.model = model
+        self.provider = model.partition("/")[0]
         # LiteLLM keeps a client, and so its connections, for each timeout it meets: a deadline must not be one.
         self._engine = AsyncLiteLLMEngine(model_type=model_type, timeout=_DEFAULT_TOTAL_S, **options)
 

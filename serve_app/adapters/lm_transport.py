@@ -32,6 +32,7 @@ from yarl import URL
 
 from serve_app.adapters.call_scope import current_scope
 from serve_app.adapters.lm_network import proxy_for, tls_context
+from serve_app.adapters.tracing import trace_headers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -187,7 +188,7 @@ class Exchange:
 
     async def __aenter__(self) -> Self:
         request, route = self._request, self._route
-        headers = request.headers
+        headers = [*request.headers, *trace_headers()]
         if route.proxy_headers and route.url.scheme == "http":  # no tunnel to open: the request itself meets the proxy
             headers = [*headers, *route.proxy_headers.items()]
         try:

@@ -35,6 +35,10 @@ class Upstream(Protocol):
     def model(self) -> str:
         """The name that requests to this upstream carry."""
 
+    @property
+    def provider(self) -> str:
+        """Whose model it is, as DSPy spells the provider."""
+
     async def complete(self, request: lm15.Request) -> lm15.Response:
         """The whole reply."""
 
@@ -59,6 +63,7 @@ class ClientUpstream:
     def __init__(self, client: Any, model: str, provider: str) -> None:  # noqa: ANN401 - lm15's clients share no public base
         self._client = client
         self.model = model
+        self.provider = provider
         self._counts_cached_apart = "anthropic" in provider
         self._counts_reasoning_apart = provider in _DISJOINT_REASONING
 

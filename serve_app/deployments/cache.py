@@ -14,6 +14,7 @@ from serve_app.adapters.local_store import LocalStore
 from serve_app.adapters.redis_leases import Lease
 from serve_app.adapters.redis_store import RedisStore, StoredBytes, StoreKey
 from serve_app.adapters.telemetry import Telemetry
+from serve_app.adapters.tracing import traced
 from serve_app.config import AppConfig
 from serve_app.core.cache_entry import Entry, decode, encode
 from serve_app.core.cache_policy import Decision, current_ttl_s, decide_entry, entry_of, keep_s
@@ -110,6 +111,7 @@ class Cache:
     def _choose(self, call: Call, found: _Found) -> tuple[Decision, Stored | None]:
         return choose(self._programs[call.program], call, found, self._unix_clock())
 
+    @traced("cache")
     async def _answer(self, call: Call, found: _Found, deadline: float) -> Result:
         config, unix_now = self._programs[call.program], self._unix_clock()
         decision, stored = self._choose(call, found)

@@ -16,8 +16,11 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from serve_app.adapters.json_log import about_call
+from serve_app.adapters.tracing import join
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.operator_access import OperatorAccess
+from serve_app.core.trace_context import trace_context
 from serve_app.deployments.console import add_console
 from serve_app.deployments.feedback_api import add_feedback
 from serve_app.deployments.http_body import read_body
@@ -82,11 +85,9 @@ def _add_errors(api: FastAPI) -> None:
 
 
 def _add_programs(api: FastAPI, ingress: Ingress) -> None:
-    max_body_bytes = ingress.config.limits.max_body_bytes
-
     def route(name: str) -> Callable[[Request], Awaitable[Response]]:
         async def call(request: Request) -> Response:
-            return await _answer(ingress, name, request, max_body_bytes)
+            return await _answer(ingress, name, request)
 
         return call
 
@@ -101,7 +102,7 @@ def _add_programs(api: FastAPI, ingress: Ingress) -> None:
 
     @api.post("/v1/programs/{program:path}", include_in_schema=False)
     async def unknown(program: str, request: Request) -> Response:
-        return await _answer(ingress, program, request, max_body_bytes)
+        return await _answer(ingress, program, request)
 
     @api.get("/v1/programs", summary="What is served", tags=["programs"])
     async def programs() -> Response:
@@ -112,11 +113,13 @@ def _add_programs(api: FastAPI, ingress: Ingress) -> None:
         return _json(describe_in_full(ingress.reader.program(program)))
 
 
-async def _answer(ingress: Ingress, name: str, request: Request, max_body_bytes: int) -> Response:
+async def _answer(ingress: Ingress, name: str, request: Request) -> Response:
     started = time.monotonic()
     request_id = request_id_of(request)
+    about_call(request_id)
+    join(trace_context(request.headers))
     try:
-        inputs, options = await _read(ingress, ingress.reader.program(name).name, request, max_body_bytes)
+        inputs, options = await _read(ingress, ingress.reader.program(name).name, request, request_id)
         freshness = parse_cache_control(request.headers.get("cache-control", ""))
         result = await ingress.answer(name, inputs, options, request_id, freshness)
     except SwitchyardError as error:
@@ -129,14 +132,14 @@ async def _answer(ingress: Ingress, name: str, request: Request, max_body_bytes:
 
 
 async def _read(
-    ingress: Ingress, program: str, request: Request, max_body_bytes: int
+    ingress: Ingress, program: str, request: Request, request_id: str
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The call's inputs and options; a body that cannot be read is counted here, since it never becomes a call."""
     started = time.monotonic()
     try:
-        return ingress.reader.body(await read_body(request, max_body_bytes))
+        return ingress.reader.body(await read_body(request, ingress.config.limits.max_body_bytes))
     except SwitchyardError as error:
-        ingress.refused(program, error, time.monotonic() - started)
+        ingress.refused(program, error, request_id, time.monotonic() - started)
         raise
 
 

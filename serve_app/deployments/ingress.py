@@ -12,14 +12,18 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.adapters.dspy_program import Program
+from serve_app.adapters.json_log import about_call
 from serve_app.adapters.system_stats import process_memory_mb
 from serve_app.adapters.telemetry import MetricsPage, Telemetry
+from serve_app.adapters.tracing import current_trace, join, traced
 from serve_app.config import AppConfig
 from serve_app.core.admission import Admission
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.cache_key import cache_keys, level_fingerprint
 from serve_app.core.clock import Clock
 from serve_app.core.permit import Refusal
+from serve_app.core.trace_context import trace_context
+from serve_app.deployments.call_log import Ending
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.feedback import Feedback
 from serve_app.deployments.near_cache import NearCache
@@ -90,14 +94,16 @@ class Ingress:
         options: Mapping[str, Any] | None = None,
         request_id: str = "",
         cache_control: str = "",
+        trace: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Answer one call: ``{"outputs": {…}, "meta": {…}}``, as over HTTP.
+        """Answer one call: ``{"outputs": {…}, "meta": {…}}``, as over HTTP; ``trace`` has the headers of its trace.
 
         Raises:
             SwitchyardError: one of the tree in ``serve_app.errors``.
         """
         request_id = request_id or uuid.uuid4().hex
         started = self._clock()
+        join(trace_context(trace or {}))
         result = await self.answer(program, inputs, options or {}, request_id, parse_cache_control(cache_control))
         return reply(program, request_id, result, self._clock() - started)
 
@@ -110,34 +116,48 @@ class Ingress:
         freshness: Freshness,
     ) -> Result:
         """Answer one call and count it, whatever becomes of it."""
-        started = self._clock()
         name = self.reader.program(program).name
-        model, status = "none", "internal"
+        return await self._answer(name, inputs, options, request_id, freshness)
+
+    @traced("call {program}", is_entry=True)
+    async def _answer(
+        self,
+        program: str,
+        inputs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        request_id: str,
+        freshness: Freshness,
+    ) -> Result:
+        about_call(request_id)
+        started = self._clock()
+        ending = Ending(program, request_id, self.link.snapshot.level)
         try:
-            result = await self._result(self._call(name, inputs, options, request_id, freshness))
-            model = result.model or model
+            result = await self._result(self._call(program, inputs, options, request_id, freshness))
+            ending.answered(result)
             if result.error:
                 raise result.error.about(request_id, result.attempts)
-            status = "success"
         except SwitchyardError as error:
-            status = error.code
+            ending.failed(error)
             raise
         except asyncio.CancelledError:
-            status = ClientClosed.code
+            ending.failed(ClientClosed)
             raise
         finally:
-            self._finished(name, model, status, self._clock() - started)
-        self.feedback.answered(name, request_id, result)
+            self._finished(ending, self._clock() - started)
+        self.feedback.answered(program, request_id, result)
         return result
 
-    def refused(self, program: str, error: SwitchyardError, latency_s: float) -> None:
+    def refused(self, program: str, error: SwitchyardError, request_id: str, latency_s: float) -> None:
         """Count a call that was refused before it could be read."""
-        self._finished(program, "none", error.code, latency_s)
+        ending = Ending(program, request_id, self.link.snapshot.level)
+        ending.failed(error)
+        self._finished(ending, latency_s)
 
-    def _finished(self, program: str, model: str, status: str, latency_s: float) -> None:
-        self.telemetry.call_finished(program, model, status, latency_s)
-        if status not in _REFUSED:
-            self.link.call_finished(latency_s, failed=status in _FAILED)
+    def _finished(self, ending: Ending, latency_s: float) -> None:
+        ending.write(latency_s)
+        self.telemetry.call_finished(ending.program, ending.model, ending.code, latency_s)
+        if ending.code not in _REFUSED:
+            self.link.call_finished(latency_s, failed=ending.code in _FAILED)
 
     def _call(
         self,
@@ -153,7 +173,8 @@ class Ingress:
         level = self.link.snapshot.level
         remaining_s = options.deadline_s or self.config.limits.default_deadline_s
         call_id = f"{self._prefix}-{next(self._ids)}"
-        call = Call(call_id, request_id, program, values, remaining_s, options, level, freshness=freshness)
+        trace = current_trace()
+        call = Call(call_id, request_id, program, values, remaining_s, options, level, freshness=freshness, trace=trace)
         return call if known.config.cache.ttl_s == 0 else self._with_keys(known, call)
 
     def _with_keys(self, program: Program, call: Call) -> Call:

@@ -27,6 +27,7 @@ from serve_app.adapters.operator_key import read_operator_key
 from serve_app.adapters.redis_store import RedisStore
 from serve_app.adapters.serve_address import listening_host
 from serve_app.adapters.telemetry import Telemetry
+from serve_app.adapters.tracing import close_tracing, configure_tracing
 from serve_app.config import AppConfig, BatchingConfig, CacheConfig, ModelConfig
 from serve_app.core.model_load import model_deployment_name
 from serve_app.core.operator_access import OperatorAccess, is_loopback
@@ -79,6 +80,7 @@ def _hold(link: ControlLink, programs: Mapping[str, Program] | None = None) -> c
     for program in (programs or {}).values():
         held.callback(program.close)
     held.callback(link.stop)
+    held.push_async_callback(asyncio.to_thread, close_tracing)
     return held
 
 
@@ -94,6 +96,7 @@ class IngressDeployment(Holding, Ingress):
 
     def __init__(self, config: AppConfig, control: Handle, wire: Wire, handles: Mapping[str, Handle]) -> None:
         configure_logging("Ingress")
+        configure_tracing("Ingress")
         telemetry = Telemetry()
         link = ControlLink(control, "Ingress", telemetry)
         stage = wire(config, handles, telemetry, link)
@@ -156,6 +159,7 @@ class CacheDeployment(Holding, _Streaming, Cache):
 
     def __init__(self, config: AppConfig, control: Handle, downstream: Handle, redis: Handle | None) -> None:
         configure_logging("Cache")
+        configure_tracing("Cache")
         telemetry = Telemetry()
         link = ControlLink(control, "Cache", telemetry)
         super().__init__(config, HandleStage(downstream), telemetry, link)
@@ -176,6 +180,7 @@ class RouterDeployment(Holding, _Streaming, Router):
 
     def __init__(self, config: AppConfig, control: Handle, handles: Mapping[str, Handle]) -> None:
         configure_logging("Router")
+        configure_tracing("Router")
         telemetry = Telemetry()
         link = ControlLink(control, "Router", telemetry)
         stages = model_stages(config, handles)
@@ -196,6 +201,7 @@ class ModelDeployment(Holding, _Streaming, ModelReplica):
     def __init__(self, config: AppConfig, model: ModelConfig, control: Handle) -> None:
         name = model_deployment_name(model.name)
         configure_logging(name)
+        configure_tracing(name)
         telemetry = Telemetry()
         link = ControlLink(control, name, telemetry)
         programs, pool = _load_programs(config), LMPool()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from serve_app.adapters.telemetry import Telemetry
+from serve_app.adapters.tracing import traced
 from serve_app.config import AppConfig
 from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import Clock
@@ -124,6 +125,7 @@ class Router:
         """Give up these calls, at their models too."""
         self._work.leave(ids)
 
+    @traced("router")
     async def answer(self, call: Call, deadline: float) -> Result:
         """Walk the call's route until a model answers, or nothing is left to try."""
         demand, route = self._route(call)
@@ -221,6 +223,7 @@ class Router:
     def _is_free(self, journey: _Journey) -> bool:
         return len(journey.begun) == 1 and self._gates[journey.begun[0]].refusal() is not None
 
+    @traced("attempt {model}")
     async def _attempt(self, journey: _Journey, model: str, permit: RoutePermit) -> Result:
         started = self._clock()
         remaining_s = journey.deadline - started

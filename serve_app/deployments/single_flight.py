@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+from serve_app.deployments.call_context import detached
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class SingleFlight(Generic[T]):
             del self._flights[key]
 
     def _start(self, key: str, make: Callable[[], Coroutine[Any, Any, T]], group: str) -> _Flight[T]:
-        flight = self._flights[key] = _Flight(asyncio.create_task(make(), context=contextvars.Context()), group)
+        flight = self._flights[key] = _Flight(asyncio.create_task(make(), context=detached()), group)
         flight.task.add_done_callback(lambda _: self._land(key, flight))
         return flight
 

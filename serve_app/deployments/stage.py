@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
+from serve_app.adapters.json_log import about_call
+from serve_app.adapters.tracing import current_trace, join
 from serve_app.errors import ClientClosed, ExecutionError, Overloaded, SwitchyardError, UpstreamError
 from serve_app.messages import Call, Outcome, Result
 
@@ -122,6 +124,8 @@ def answer_each(calls: Sequence[Call], answer: Answer) -> Chunks:
 
 
 async def _settle(call: Call, answer: Answer, outbox: _Outbox) -> None:
+    about_call(call.request_id)
+    join(call.trace)
     try:
         outbox.put(await answer(call))
     except SwitchyardError as error:
@@ -190,7 +194,7 @@ class HandleStage:
             raise Overloaded("too many calls are waiting", retry_after_s=1.0) from error
         except (RayError, DeploymentUnavailableError, StopAsyncIteration) as error:
             self._taken -= ids  # they may be asked again under the same ids
-            log.warning("stage.lost", extra={"deployment": self._handle.deployment_name, "why": type(error).__name__})
+            log.warning("stage.lost", extra=self._lost(calls, error))
             raise StageLost("the replica that had the calls is gone", outcome=Outcome.UNREACHABLE) from error
         finally:
             unanswered = self._taken & ids
@@ -228,6 +232,10 @@ class HandleStage:
         finally:
             self._telling = None
 
+    def _lost(self, calls: Sequence[Call], error: BaseException) -> dict[str, Any]:
+        why = type(error).__name__
+        return {"deployment": self._handle.deployment_name, "why": why, "request_ids": _request_ids(calls)}
+
 
 async def drive(stage: Stage, calls: Sequence[Call], deliver: Deliver, *, resubmit: bool = False) -> None:
     """Run a batch and deliver exactly one result a call, whatever becomes of the stage.
@@ -254,16 +262,20 @@ async def drive(stage: Stage, calls: Sequence[Call], deliver: Deliver, *, resubm
             raise
         error = StageLost("the replica that had the calls gave them up", outcome=Outcome.UNREACHABLE)
     except Exception as raised:  # a defect of the stage must not hang its callers; logged and answered as lost
-        log.exception("stage.failed", extra={"calls": len(calls)})
+        log.exception("stage.failed", extra={"request_ids": _request_ids(calls)})
         error = StageLost(f"internal failure: {type(raised).__name__}", outcome=Outcome.UNREACHABLE)
     if waiting and resubmit and isinstance(error, StageLost):
-        log.warning("stage.resubmitted", extra={"calls": len(waiting)})
+        log.warning("stage.resubmitted", extra={"request_ids": _request_ids(waiting.values())})
         used_s = loop.time() - started
         again = [replace(call, remaining_s=call.remaining_s - used_s) for call in waiting.values()]
         await drive(stage, again, deliver)
         return
     for call_id in waiting:
         deliver(Result(call_id, error=error))
+
+
+def _request_ids(calls: Iterable[Call]) -> list[str]:
+    return [call.request_id for call in calls]
 
 
 class Lane:
@@ -276,12 +288,13 @@ class Lane:
         self._drives: set[asyncio.Task[None]] = set()
 
     def ask(self, call: Call) -> asyncio.Future[Result]:
-        """Send the call with the next batch; cancel the future to take no more interest in it."""
+        """Send the call with the next batch, as part of the current trace; cancel the future to lose interest."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         if not self._next:
             loop.call_soon(self._flush)
-        self._next.append((call, future))
+        trace = current_trace() or call.trace
+        self._next.append((call if trace == call.trace else replace(call, trace=trace), future))
         return future
 
     def ask_all(self, calls: Sequence[Call]) -> list[asyncio.Future[Result]]:

@@ -35,8 +35,8 @@ class FakeHandle:
         self.sent: tuple = ()
         self._reply = reply
 
-    def remote(self, *sent):
-        self.sent = sent
+    def remote(self, *sent, trace):
+        self.sent, self.trace = sent, trace
         return self
 
     def result(self, timeout_s=None):

@@ -64,10 +64,10 @@ def bare_logger():
     root.setLevel(before[1])
 
 
-def test_logging_is_configured_once_and_says_who_started(bare_logger, capsys) -> None:
+def test_logging_is_configured_once_and_says_who_started(bare_logger, capfd) -> None:
     configure_logging("Router")
     configure_logging("Router")
     assert len(bare_logger.handlers) == 1
-    (text,) = capsys.readouterr().err.splitlines()
+    (text,) = capfd.readouterr().err.splitlines()
     read = json.loads(text)
     assert (read["event"], read["deployment"]) == ("replica.started", "Router")

@@ -1,0 +1,74 @@
+"""One line a call, ``call.finished``, written by the ingress that answered it; never its inputs or outputs."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from serve_app.adapters.json_log import CALLS
+from serve_app.adapters.tracing import current_trace
+from serve_app.deployments.http_problems import attempts_json
+
+if TYPE_CHECKING:
+    from serve_app.errors import SwitchyardError
+    from serve_app.messages import Level, Result
+
+log = logging.getLogger(CALLS)
+
+
+class Ending:
+    """What became of one call; ``internal`` until something better is known.
+
+    Args:
+        program: its configured name.
+        request_id: what the caller greps for.
+        level: the level of service when it came.
+    """
+
+    def __init__(self, program: str, request_id: str, level: Level) -> None:
+        self.program = program
+        self.model = "none"
+        self.code = "internal"
+        self._request_id = request_id
+        self._level = level
+        self._status = 500
+        self._result: Result | None = None
+
+    def answered(self, result: Result) -> None:
+        """Note what came back, a failure included."""
+        self._result = result
+        self.model = result.model or self.model
+        if result.error is None:
+            self.code, self._status = "success", 200
+
+    def failed(self, error: type[SwitchyardError] | SwitchyardError) -> None:
+        """Note what the caller is told."""
+        self.code, self._status = error.code, error.status
+
+    def write(self, latency_s: float) -> None:
+        """Write the line."""
+        fields: dict[str, Any] = {
+            "request_id": self._request_id,
+            "program": self.program,
+            "model": self.model,
+            "status": self._status,
+            "code": self.code,
+            "level_of_service": self._level.value,
+            "latency_s": round(latency_s, 6),
+        }
+        if self._result is not None:
+            fields |= _spent(self._result)
+        if trace := current_trace():
+            fields["trace_id"] = trace.trace_id
+        log.info("call.finished", extra=fields)
+
+
+def _spent(result: Result) -> dict[str, Any]:
+    return {
+        "level_of_service": result.level.value,
+        "cache": result.cache.value,
+        "attempts": attempts_json(result.attempts),
+        "input_tokens": result.usage.input_tokens,
+        "output_tokens": result.usage.output_tokens,
+        "cost_usd": result.cost_usd,
+    }
