@@ -64,7 +64,9 @@ class JsonFormatter(logging.Formatter):
             return json.dumps(line, default=str, skipkeys=True)
 
 
-class _JsonFile(RotatingFileHandler):
+class JsonFile(RotatingFileHandler):
+    """A file of lines that starts anew, a few times, when it has ``maxBytes``."""
+
     def shouldRollover(self, _record: logging.LogRecord) -> bool:  # noqa: N802 - its name
         """Whether the file is full; unlike the method of the standard library, without formatting the line twice."""
         return self.stream is not None and self.stream.tell() >= self.maxBytes > 0
@@ -93,10 +95,10 @@ def _handlers(handlers: Iterable[Any]) -> list[logging.Handler]:
     return [getattr(handler, "target", None) or handler for handler in handlers]
 
 
-def _file_beside(handlers: Iterable[logging.Handler]) -> _JsonFile | None:
+def _file_beside(handlers: Iterable[logging.Handler]) -> JsonFile | None:
     """A file beside the one that Ray Serve keeps for this replica; ``None`` outside of a replica."""
     for known in handlers:
         if isinstance(known, RotatingFileHandler):
             path = Path(known.baseFilename).with_suffix(".jsonl")
-            return _JsonFile(path, maxBytes=known.maxBytes, backupCount=known.backupCount, encoding="utf-8")
+            return JsonFile(path, maxBytes=known.maxBytes, backupCount=known.backupCount, encoding="utf-8")
     return None

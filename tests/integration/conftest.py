@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
+from otlp_collector import Collector
 from recorded import COLUMNS, RECORDED
 from redis_server import RedisServer
-from running_cluster import NO_STORE, OPERATOR_KEY, Cluster, Provider, config, free_ports, running, share
+from running_cluster import NO_STORE, OPERATOR_KEY, Cluster, Provider, config, free_ports, replicated, running, share
 
 from serve_app.simulator.profile import ModelProfile, Profile, Replay
 from serve_app.simulator.server import background
@@ -17,9 +18,10 @@ from serve_app.simulator.server import background
 class Clusters:
     """Starts the cluster a test wants, after ending the one before."""
 
-    def __init__(self, provider: Provider, redis: RedisServer, directory) -> None:
+    def __init__(self, provider: Provider, redis: RedisServer, collector: Collector, directory) -> None:
         self._provider = provider
         self._redis = redis
+        self._tracing = collector.variables
         self._directory = directory
         self._mode = ""
         self._open = None
@@ -34,9 +36,11 @@ class Clusters:
                 document["http_options"]["host"] = "0.0.0.0"
             if mode == "shared":
                 share(document, self._redis.url)
+            if mode == "replicated":
+                document = replicated(document)
             file.write_text(yaml.safe_dump(document))
+            variables = {"plain": {"SWITCHYARD_OPERATOR_KEY": OPERATOR_KEY}, "replicated": self._tracing}.get(mode)
             options = ["--plain"] if mode == "plain" else []
-            variables = {"SWITCHYARD_OPERATOR_KEY": OPERATOR_KEY} if mode == "plain" else {}
             self._open = running(file, port, *options, log=self._directory / f"{mode}.log", variables=variables)
             self._cluster = self._open.__enter__()
             self._mode = mode
@@ -50,7 +54,7 @@ class Clusters:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a cluster come one after the other, so that each starts once."""
-    special = ("shared_cluster", "open_cluster", "plain_cluster")
+    special = ("replicated_cluster", "shared_cluster", "open_cluster", "plain_cluster")
     items.sort(key=lambda item: [name in getattr(item, "fixturenames", ()) for name in special])
     for item in items:
         if "integration" in item.nodeid:
@@ -82,8 +86,16 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
-def clusters(provider: Provider, redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
-    clusters = Clusters(provider, redis, tmp_path_factory.mktemp("clusters"))
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def clusters(
+    provider: Provider, redis: RedisServer, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Clusters]:
+    clusters = Clusters(provider, redis, collector, tmp_path_factory.mktemp("clusters"))
     yield clusters
     clusters.close()
 
@@ -101,6 +113,12 @@ def shared_cluster(clusters: Clusters, redis: RedisServer, provider: Provider) -
     provider.heal()
     yield clusters.use("shared")
     provider.heal()
+
+
+@pytest.fixture
+def replicated_cluster(clusters: Clusters) -> Cluster:
+    """Several replicas of each part, whose spans go to ``collector``."""
+    return clusters.use("replicated")
 
 
 @pytest.fixture

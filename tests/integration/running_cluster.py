@@ -54,6 +54,7 @@ class Cluster:
     process: psutil.Process
     log: Path
     file: Path
+    graphs: tuple[str, ...] = ("standard", "compact")
 
     GRAPHS = ("standard", "compact")
 
@@ -121,6 +122,19 @@ def share(document: dict[str, Any], redis_url: str) -> None:
             application["args"] = args
 
 
+def replicated(document: dict[str, Any]) -> dict[str, Any]:
+    """The same with graph ``standard`` alone: two ingresses, two routers, two replicas of one model, one of another."""
+    application = document["applications"][0]
+    args = application["args"]
+    twice = {"min": 2, "max": 2}
+    large, small = (model for model in args["models"] if model["name"] in {"large", "small"})
+    levels = {"full": {"models": ["large", "small"]}}
+    programs = [program | {"levels": levels} for program in args["programs"] if program["name"] == "math"]
+    changed = {"programs": programs, "models": [large, small | {"replicas": twice}], "default_model": "large"}
+    scaled = {"ingress": twice, "router": twice}
+    return document | {"applications": [application | {"args": args | changed | scaled}]}
+
+
 @contextmanager
 def running(
     file: Path, port: int, *options: str, log: Path, variables: Mapping[str, str] | None = None
@@ -141,7 +155,9 @@ def running(
             command, cwd=ROOT, stdout=output, stderr=output, env=environment, start_new_session=True
         )
     process = psutil.Process(started.pid)
-    cluster = Cluster(f"http://127.0.0.1:{port}", process, log, file)
+    names = [application["name"] for application in yaml.safe_load(file.read_text())["applications"]]
+    graphs = Cluster.GRAPHS if "compact" in names else ("standard",)
+    cluster = Cluster(f"http://127.0.0.1:{port}", process, log, file, graphs)
     try:
         wait_until_ready(cluster)
         yield cluster
@@ -160,7 +176,7 @@ def running(
 
 def wait_until_ready(cluster: Cluster) -> None:
     give_up = time.monotonic() + READY_S
-    pending = list(Cluster.GRAPHS)
+    pending = list(cluster.graphs)
     while pending:
         try:
             if httpx.get(f"{cluster.url(pending[0])}/ready", timeout=5).status_code == 200:

@@ -4,6 +4,8 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import use_span
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -69,6 +71,16 @@ def test_an_input_may_be_called_program_or_options() -> None:
     handle = FakeHandle()
     Client(handle).predict("ask", program="x", options="y")
     assert handle.sent[1] == {"program": "x", "options": "y"}
+
+
+def test_a_call_inside_a_span_takes_its_trace_along() -> None:
+    handle = FakeHandle()
+    Client(handle).predict("ask", question="why?")
+    assert handle.trace == {}
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("caller").start_span("work")
+    with use_span(span):
+        Client(handle).predict("ask", question="why?")
+    assert handle.trace["traceparent"].startswith(f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-")
 
 
 async def test_apredict_is_the_same_for_asynchronous_callers() -> None:

@@ -1,13 +1,15 @@
 """A log line is one JSON object, whatever is logged."""
 
+import asyncio
 import json
 import logging
 import sys
 from datetime import UTC, datetime
+from logging.handlers import MemoryHandler, RotatingFileHandler
 
 import pytest
 
-from serve_app.adapters.json_log import JsonFormatter, configure_logging
+from serve_app.adapters.json_log import CALLS, JsonFormatter, about_call, configure_logging
 
 
 def line(event="thing.happened", severity=logging.INFO, args=(), exc_info=None, **fields) -> dict:
@@ -71,3 +73,57 @@ def test_logging_is_configured_once_and_says_who_started(bare_logger, capfd) -> 
     (text,) = capfd.readouterr().err.splitlines()
     read = json.loads(text)
     assert (read["event"], read["deployment"]) == ("replica.started", "Router")
+
+
+async def test_lines_of_a_task_have_the_request_id_of_its_call_and_of_no_other() -> None:
+    async def work(request_id: str) -> dict:
+        about_call(request_id)
+        await asyncio.sleep(0)
+        return line()
+
+    first, second = await asyncio.gather(work("r1"), work("r2"))
+    assert (first["request_id"], second["request_id"]) == ("r1", "r2")
+    assert "request_id" not in line()
+
+
+@pytest.fixture
+def serve_file(tmp_path):
+    """The file that Ray Serve keeps for a replica, behind a buffer as in throughput mode."""
+    known = RotatingFileHandler(tmp_path / "replica_app_Ingress_1.log", maxBytes=2000, backupCount=2)
+    buffer = MemoryHandler(1000, target=known)
+    logging.getLogger("ray.serve").addHandler(buffer)
+    yield known
+    logging.getLogger("ray.serve").removeHandler(buffer)
+    known.close()
+
+
+def test_in_a_replica_lines_go_to_a_file_at_once_and_those_about_calls_nowhere_else(
+    bare_logger, serve_file, tmp_path, capfd
+) -> None:
+    configure_logging("Ingress")
+    logging.getLogger(CALLS).info("call.finished", extra={"request_id": "r1"})
+    logging.getLogger("switchyard.router").error("model.denied")
+    path = tmp_path / "replica_app_Ingress_1.jsonl"
+    written = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [read["event"] for read in written] == ["replica.started", "call.finished", "model.denied"]
+    shown = [json.loads(text) for text in capfd.readouterr().err.splitlines()]
+    assert [read["event"] for read in shown] == ["replica.started", "model.denied"]
+    assert shown[0]["log"] == str(path)
+    close(bare_logger)
+
+
+def test_a_full_file_starts_anew_and_no_line_is_lost_or_cut(bare_logger, serve_file, tmp_path) -> None:
+    configure_logging("Ingress")
+    for number in range(40):
+        logging.getLogger(CALLS).info("call.finished", extra={"number": number})
+    files = sorted(tmp_path.glob("*.jsonl*"), reverse=True)
+    assert [file.name for file in files] == [f"replica_app_Ingress_1.jsonl{end}" for end in (".2", ".1", "")]
+    read = [json.loads(text) for file in files for text in file.read_text().splitlines()]
+    assert [entry["number"] for entry in read if "number" in entry] == list(range(40))
+    assert all(file.stat().st_size < 2500 for file in files)
+    close(bare_logger)
+
+
+def close(root: logging.Logger) -> None:
+    for handler in root.handlers:
+        handler.close()
