@@ -155,6 +155,8 @@ class MetricsPage:
         self._silent: dict[str, tuple[Family, ...]] = {}
         self._departed: dict[str, Family] = {}
         self._cluster: tuple[Family, ...] = ()
+        self.departures = 0
+        """How often a replica was let go."""
 
     def update(self, source: str, families: Iterable[Family]) -> None:
         """Take a replica's newest samples; no samples keep the ones before."""
@@ -167,9 +169,19 @@ class MetricsPage:
         totals = tuple(family for family in self._latest.pop(source, ()) if family.kind != "gauge")
         if totals:
             self._silent[source] = totals
+            self.departures += 1
         while len(self._silent) > MAX_SILENT:
             longest_silent = self._silent.pop(next(iter(self._silent)))
             self._departed = _sum([*self._departed.values(), *longest_silent])
+
+    def departed(self) -> tuple[Family, ...]:
+        """The totals of all replicas that were let go: what nobody will report again."""
+        silent = [family for totals in self._silent.values() for family in totals]
+        return tuple(_sum([*self._departed.values(), *silent]).values())
+
+    def restore(self, departed: Iterable[Family]) -> None:
+        """Take over what the page of an earlier life knew of replicas that were let go."""
+        self._departed = _sum([*self._departed.values(), *departed])
 
     def render(self, cluster: Iterable[Family] = ()) -> bytes:
         """The page in Prometheus' text format, with what only the control plane knows."""

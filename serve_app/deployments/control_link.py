@@ -35,6 +35,8 @@ log = logging.getLogger("switchyard.control_link")
 
 EXCHANGE_INTERVAL_S = 0.25
 EXCHANGE_TIMEOUT_S = 2.0
+LAST_REPORT_S = 0.5
+"""Seconds that the last report may take: a replica that ends, ends soon, also together with the control plane."""
 
 
 MAX_SAMPLES = 500
@@ -177,6 +179,24 @@ class ControlLink:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+
+    async def aclose(self) -> None:
+        """Stop exchanging after one last report, so that what was counted since the one before is not lost."""
+        task = self._task
+        if task is None:
+            return
+        self.stop()
+        await asyncio.gather(task, return_exceptions=True)
+        try:
+            async with asyncio.timeout(LAST_REPORT_S):
+                await self._exchange()
+        except (RayError, RayServeException, TimeoutError) as error:
+            log.warning("control_plane.last_report_lost", extra={"why": type(error).__name__})
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no control plane to report to."""
+        return self._handle is None
 
     async def ask(self, method: str, *args: object) -> Any | None:  # noqa: ANN401 - what the method returns
         """What the control plane answers to ``method``; ``None`` when it cannot be asked.

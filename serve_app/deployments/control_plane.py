@@ -28,7 +28,7 @@ from serve_app.core.quality_board import QualityBoard
 from serve_app.core.recent_calls import RecentCalls
 from serve_app.core.rolling_window import RollingQuantile, RollingSums, RollingWindow
 from serve_app.deployments.quality_status import quality_gauges, quality_status
-from serve_app.errors import ConfigError, InvalidInputs
+from serve_app.errors import ConfigError, ControlPlaneUnreachable, InvalidInputs
 from serve_app.messages import (
     BreakerState,
     Claim,
@@ -48,6 +48,8 @@ SILENCE_S = 5.0
 """Seconds without a report after which a replica is taken to be gone."""
 WARM_UP_S = 30.0
 """Seconds after its start in which no level is judged: starting a cluster takes all the CPU there is."""
+GATHER_S = 2.0
+"""Seconds after its start in which no metrics are shown: not every replica has found it yet."""
 STATE_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
@@ -61,6 +63,7 @@ class _State:
     reason: str
     since_s: float
     orders: Orders
+    departed: tuple[Family, ...] = ()
 
 
 _STATE: Final = TypeAdapter(_State)
@@ -226,9 +229,9 @@ class ControlPlane:
 
     def state(self) -> dict[str, Any]:
         """What the next life should know, as JSON's own types."""
-        level = self._controller.decision()
+        level, departed = self._controller.decision(), self._page.departed()
         breakers = {name: breaker.snapshot() for name, breaker in self._breakers.items()}
-        state = _State(self._unix_clock(), breakers, level.level, level.reason, level.since_s, self._orders)
+        state = _State(self._unix_clock(), breakers, level.level, level.reason, level.since_s, self._orders, departed)
         plain: dict[str, Any] = _STATE.dump_python(state, mode="json")
         return plain
 
@@ -244,6 +247,7 @@ class ControlPlane:
         if known.level.rank > self._controller.decision().level.rank:
             self._controller.restore(Decision(known.level, known.reason, known.since_s + age_s))
         self._order(known.orders)
+        self._page.restore(known.departed)
         return True
 
     def _learn(self, report: Report) -> None:
@@ -256,7 +260,7 @@ class ControlPlane:
     def _note_change(self) -> None:
         """Set ``changed`` after anything that ``state`` tells, save for times that merely pass."""
         breakers = [(breaker.state, breaker.generation) for breaker in self._breakers.values()]
-        told = (breakers, self._controller.decision().level, self._orders)
+        told = (breakers, self._controller.decision().level, self._orders, self._page.departures)
         if told != self._noted:
             self._noted = told
             self.changed.set()
@@ -282,7 +286,15 @@ class ControlPlane:
         return self._recent_calls.claim(request_id)
 
     async def metrics(self) -> bytes:
-        """The cluster's metrics in Prometheus' text format."""
+        """The cluster's metrics in Prometheus' text format.
+
+        Raises:
+            ControlPlaneUnreachable: it has just started; a page without everybody's totals would read as a reset.
+        """
+        if self._clock() - self._started < GATHER_S:
+            raise ControlPlaneUnreachable(
+                "the control plane has just started and gathers the replicas' totals", GATHER_S
+            )
         return self._page.render(self._cluster_gauges())
 
     def _level_status(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from serve_app.deployments.near_cache import NearCache
 from serve_app.deployments.reply import reply
 from serve_app.deployments.requests import RequestReader
 from serve_app.deployments.stage import Lane, Stage
-from serve_app.errors import ClientClosed, DeadlineExceeded, Overloaded, SwitchyardError
+from serve_app.errors import ClientClosed, ControlPlaneUnreachable, DeadlineExceeded, Overloaded, SwitchyardError
 from serve_app.messages import Call, Freshness, Level, Result
 
 _REFUSED = frozenset(
@@ -268,10 +268,16 @@ class Ingress:
         return own | (cluster if cluster is not None else {"control_plane": "unreachable"})
 
     async def metrics(self) -> bytes:
-        """The cluster's metrics; this replica's own when the control plane cannot be asked."""
+        """The cluster's metrics; this replica's own when there is no control plane.
+
+        Raises:
+            ControlPlaneUnreachable: a failed scrape is a gap, but one replica's own totals would read as a reset.
+        """
         cluster: bytes | None = await self.link.ask("metrics")
         if cluster is not None:
             return cluster
+        if not self.link.is_alone:
+            raise ControlPlaneUnreachable("the control plane, which adds the metrics up, cannot be asked", 1.0)
         self._gauges()
         page = MetricsPage()
         page.update(self.link.source, self.telemetry.samples())

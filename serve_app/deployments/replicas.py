@@ -79,7 +79,7 @@ def _hold(link: ControlLink, programs: Mapping[str, Program] | None = None) -> c
     held = contextlib.AsyncExitStack()
     for program in (programs or {}).values():
         held.callback(program.close)
-    held.callback(link.stop)
+    held.push_async_callback(link.aclose)
     held.push_async_callback(asyncio.to_thread, close_tracing)
     return held
 

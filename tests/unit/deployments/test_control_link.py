@@ -91,3 +91,28 @@ async def test_samples_are_bounded() -> None:
     link.stop()
     (report,) = link._handle.reports
     assert (report.calls, len(report.latencies_s), len(report.waits_s)) == (10_000, 500, 500)
+
+
+async def test_a_replica_that_ends_reports_once_more() -> None:
+    control = FakeControl(Snapshot(1, Policy()))
+    link = ControlLink(control, "Ingress", Telemetry())
+    link.start()
+    await until(lambda: len(control.reports) == 2)  # the second is never answered
+    link.call_finished(0.5, failed=False)
+    control.replies.append(Snapshot(1, Policy()))
+    await link.aclose()
+    assert [report.calls for report in control.reports] == [0, 0, 1]
+
+
+async def test_the_last_report_waits_for_no_control_plane_that_is_gone(monkeypatch) -> None:
+    monkeypatch.setattr(control_link, "LAST_REPORT_S", 0)
+    control = FakeControl()
+    link = ControlLink(control, "Ingress", Telemetry())
+    await link.aclose()
+    assert control.reports == []
+    link.start()
+    await until(lambda: control.reports)
+    await asyncio.wait_for(link.aclose(), 5)
+    control.replies.append(RayActorError())
+    link.start()
+    await asyncio.wait_for(link.aclose(), 5)

@@ -1,5 +1,7 @@
 """What the control plane makes of reports: health, level, policy, one page of metrics."""
 
+import json
+
 import pytest
 from deployment_fakes import app_config
 
@@ -7,8 +9,8 @@ from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import BreakerPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.route_gate import RouteGate
-from serve_app.deployments.control_plane import SILENCE_S, ControlPlane
-from serve_app.errors import ConfigError
+from serve_app.deployments.control_plane import GATHER_S, SILENCE_S, ControlPlane
+from serve_app.errors import ConfigError, ControlPlaneUnreachable
 from serve_app.messages import Level, MetricType, ModelLoad, Origin, Outcome, OutcomeCount, Report, ScoreSum
 
 
@@ -75,6 +77,7 @@ async def test_failing_calls_lower_the_level_and_say_why(plane, clock) -> None:
     assert snapshot.level is Level.MINIMAL
     assert "error_rate" in snapshot.reason
     assert (await plane.status())["level"]["level"] == "minimal"
+    clock.advance(GATHER_S)
     page = (await plane.metrics()).decode()
     assert "dspy_degradation_level 2.0" in page
     assert 'dspy_degradation_cause{cause="error_rate"} 1.0' in page
@@ -120,7 +123,34 @@ async def test_a_silent_replica_leaves_and_its_totals_stay(plane, clock) -> None
     assert (await plane.status())["replicas"] == {"Ingress": 1}
 
 
-async def test_the_page_has_what_only_the_control_plane_knows(plane) -> None:
+async def test_totals_of_replicas_that_left_outlive_the_control_plane(plane, clock) -> None:
+    left, stays = Telemetry(), Telemetry()
+    left.call_finished("ask", "large", "success", 0.1)
+    for _ in range(2):
+        stays.call_finished("ask", "large", "success", 0.1)
+    await plane.exchange(Report("Ingress-1", "Ingress", metrics=left.samples()))
+    plane.changed.clear()
+    clock.advance(SILENCE_S + 1)
+    await plane.exchange(Report("Ingress-2", "Ingress", metrics=stays.samples()))
+    assert plane.changed.is_set()
+    again = ControlPlane(app_config(), clock=clock)
+    await again.exchange(Report("Ingress-2", "Ingress", metrics=stays.samples()))
+    assert again.restore(json.loads(json.dumps(plane.state())))
+    clock.advance(GATHER_S)
+    page = (await again.metrics()).decode()
+    assert page.splitlines().count('dspy_requests_total{model="large",program="ask",status="success"} 3.0') == 1
+    assert 'dspy_request_duration_seconds_count{model="large",program="ask"} 3.0' in page
+
+
+async def test_a_control_plane_that_has_just_started_shows_no_totals(plane, clock) -> None:
+    with pytest.raises(ControlPlaneUnreachable):
+        await plane.metrics()
+    clock.advance(GATHER_S)
+    assert await plane.metrics()
+
+
+async def test_the_page_has_what_only_the_control_plane_knows(plane, clock) -> None:
+    clock.advance(GATHER_S)
     page = (await plane.metrics()).decode()
     assert "dspy_degradation_level 0.0" in page
     assert 'dspy_breaker_state{model="large"} 0.0' in page
@@ -141,6 +171,7 @@ async def test_what_was_learned_is_published_only_when_the_policy_says_so(plane,
 
 
 async def test_what_was_learned_is_shown_beside_the_prior_also_while_it_is_not_used(plane, clock) -> None:
+    clock.advance(GATHER_S)
     telemetry = Telemetry()
     telemetry.bad_output("ask", "large")
     await plane.exchange(scored("Model-small-1", 0.3))

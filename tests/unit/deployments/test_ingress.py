@@ -7,13 +7,22 @@ from types import SimpleNamespace
 
 import pytest
 from deployment_fakes import FakeStage, app_config, failed, link, ok, programs, settle
+from ray.exceptions import RayActorError
 
 from serve_app.config import BatchingConfig, LimitsConfig
 from serve_app.core.clock import ManualClock
+from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.replicas import IngressDeployment
 from serve_app.deployments.stage import Lane
-from serve_app.errors import DeadlineExceeded, InvalidInputs, NoRoute, Overloaded, UnknownProgram
+from serve_app.errors import (
+    ControlPlaneUnreachable,
+    DeadlineExceeded,
+    InvalidInputs,
+    NoRoute,
+    Overloaded,
+    UnknownProgram,
+)
 from serve_app.messages import CacheStatus, Freshness, Level, Outcome, Result
 
 GOOD = {"question": "why?"}
@@ -383,3 +392,18 @@ def test_batching_is_changed_on_the_running_replica() -> None:
     changed = BatchingConfig(max_batch_size=32, batch_wait_timeout_s=0.5)
     IngressDeployment.set_batching(SimpleNamespace(_batched=batched), changed)
     assert (batched._get_max_batch_size(), batched._get_batch_wait_timeout_s()) == (32, 0.5)
+
+
+async def test_a_scrape_fails_while_the_control_plane_is_away_rather_than_show_one_replicas_totals() -> None:
+    class Gone:
+        def __init__(self) -> None:
+            self.metrics = self
+
+        async def remote(self) -> bytes:
+            raise RayActorError
+
+    bench = Bench()
+    await bench.ask()
+    bench.ingress.link = ControlLink(Gone(), "Ingress", bench.link._telemetry)
+    with pytest.raises(ControlPlaneUnreachable):
+        await bench.ingress.metrics()
