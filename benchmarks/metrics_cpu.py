@@ -3,8 +3,7 @@
     python -m benchmarks.metrics_cpu
 
 Two shares: what each call adds (in the ingress, and in the model's replica), and what the reports add, four a second
-from each replica, however many calls there are. The last column compares with a call's whole work in the system as
-``--call-ms`` says (all processes together; 2 ms is what a call without cache costs on the machine of RESULTS.md).
+from each replica, whatever the load. Shares of a call are of what ``--call-ms`` says it uses in all processes together.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ def used() -> Telemetry:
                 telemetry.call_finished(program, model, status, 0.1)
             telemetry.attempt_finished(program, Attempt(model, Outcome.OK, 0.1, Usage(10, 5), 0.001))
             telemetry.fell_back(program, model, MODELS[0], "timeout")
-        telemetry.cache_hit(program, "near")
-        telemetry.cache_missed(program)
+        telemetry.cache.hit(program, "near", 0.001, 0.5)
+        telemetry.cache.missed(program)
     return telemetry
 
 
@@ -58,7 +57,7 @@ def seconds_each(work: Callable[[], object], repeats: int = 20_000, rounds: int 
 def count(telemetry: Telemetry) -> None:
     """All that one call without a stored answer counts, in all parts together."""
     telemetry.batched(4)
-    telemetry.cache_missed("triage")
+    telemetry.cache.missed("triage")
     telemetry.attempt_finished("triage", ATTEMPT)
     telemetry.call_finished("triage", "small", "success", 0.05)
 
@@ -115,12 +114,12 @@ def main() -> None:
         "report of a replica": seconds_each(lambda: report(telemetry), 200),
         "its reception": seconds_each(lambda: take(page, data), 200),
     }
+    print("| what | CPU | of a call | of a core, for each replica |\n|---|---|---|---|")
     for name, cost_s in each_call.items():
-        print(f"{name:34} {cost_s * 1e6:7.1f} µs a call   {cost_s / call_s:6.2%} of a call")
+        print(f"| {name} | {cost_s * 1e6:.1f} µs a call | {cost_s / call_s:.2%} | |")
     for name, cost_s in each_report.items():
-        print(
-            f"{name:34} {cost_s * 1e6:7.1f} µs each     {cost_s / EXCHANGE_INTERVAL_S:6.2%} of a core for each replica"
-        )
+        print(f"| {name} | {cost_s * 1e6:.0f} µs each | | {cost_s / EXCHANGE_INTERVAL_S:.2%} |")
+    print(f"\nA whole call is taken to use {call_s * 1e3:g} ms; reports go out every {EXCHANGE_INTERVAL_S} s.")
 
 
 if __name__ == "__main__":

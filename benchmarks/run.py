@@ -40,6 +40,7 @@ class Section:
 
 SECTIONS = {
     "engine": Section("CPU of one LM call, by engine", (("engine_cpu", "--calls", "300", "--rounds", "7"),)),
+    "metrics": Section("CPU of counting, logging and tracing", (("metrics_cpu",),)),
     "peers": Section("Beside what a person would use instead", (("peers",),)),
     "latency": Section("What serving adds to one call", (("latency",),)),
     "growth": Section("How cost grows", (("growth",),)),

@@ -366,6 +366,7 @@ class Report:
         versions: of the programs this replica runs, by name; empty from whoever runs none.
         scores: what its recent answers scored, in all and not since the last report.
         answered: calls answered since the last report that arrived, for callers' verdicts.
+        told: version of the snapshot it goes by; 0 before the first.
     """
 
     source: str
@@ -384,6 +385,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     scores: tuple[ScoreSum, ...] = ()
     answered: tuple[AnsweredCall, ...] = ()
+    told: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,6 +260,7 @@ class ControlLink:
             self.versions,
             self.scores.sums(),
             tuple(pending.answered),
+            self.snapshot.version,
         )
 
     def _note_connection(self, *, is_connected: bool, why: str = "") -> None:

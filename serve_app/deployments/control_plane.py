@@ -49,7 +49,7 @@ SILENCE_S = 5.0
 WARM_UP_S = 30.0
 """Seconds after its start in which no level is judged: starting a cluster takes all the CPU there is."""
 GATHER_S = 2.0
-"""Seconds after its start in which no metrics are shown: not every replica has found it yet."""
+"""Seconds after a start anew in which no metrics are shown: not every replica has found the new control plane yet."""
 STATE_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
@@ -101,6 +101,7 @@ class ControlPlane:
         self._calls = RollingSums(2, policy.degradation.window_s, clock=clock)
         self._latencies = RollingQuantile(policy.degradation.window_s, clock=clock)
         self._waits = RollingQuantile(policy.degradation.window_s, clock=clock)
+        self._had_a_life_before = False
         self._has_policy = False
         self._policy_problems: tuple[str, ...] = ()
         self._orders = Orders()
@@ -254,6 +255,7 @@ class ControlPlane:
         """Take over what a replica was told by an earlier life of this control plane."""
         self._order(report.orders)
         is_new_born = self._clock() - self._started < SILENCE_S
+        self._had_a_life_before |= is_new_born and report.told > 0
         if is_new_born and report.level.rank > self._controller.decision().level.rank:
             self._controller.restore(Decision(report.level, "as before a restart of the control plane", 0.0))
 
@@ -289,11 +291,11 @@ class ControlPlane:
         """The cluster's metrics in Prometheus' text format.
 
         Raises:
-            ControlPlaneUnreachable: it has just started; a page without everybody's totals would read as a reset.
+            ControlPlaneUnreachable: it was born again; a page without everybody's totals would read as a reset.
         """
-        if self._clock() - self._started < GATHER_S:
+        if self._had_a_life_before and self._clock() - self._started < GATHER_S:
             raise ControlPlaneUnreachable(
-                "the control plane has just started and gathers the replicas' totals", GATHER_S
+                "the control plane was started anew and gathers the replicas' totals", GATHER_S
             )
         return self._page.render(self._cluster_gauges())
 
