@@ -219,7 +219,7 @@ class Picky(FakeHandle):
         self.options: list[dict] = []
         self._is_busy = is_busy
 
-    def remote(self, program, inputs, options, request_id):
+    def remote(self, program, inputs, options, request_id, trace):
         self.asked.append(inputs["question"])
         self.options.append(options)
         reply = {"outputs": {"answer": inputs["question"].upper()}, "meta": {}}
