@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import httpx
 import uvloop
 
-from benchmarks.serving import ROOT, _ending, _wait_for, free_port, serving, simulator
+from benchmarks.serving import ROOT, ending, free_port, serving, simulator, wait_for
 
 CALLERS = 32
 BODY = json.dumps({"inputs": {"question": "What is the capital of France?"}}).encode()
@@ -146,8 +146,9 @@ def tutorial(provider: str) -> Iterator[str]:
         "import uvicorn; from benchmarks.hit_servers import tutorial_api; "
         f"uvicorn.run(tutorial_api('{provider}/v1'), port={port}, log_level='warning')"
     )
-    with _ending(subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)):
-        _wait_for(f"http://127.0.0.1:{port}/ready")
+    started = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    with ending(started):
+        wait_for(f"http://127.0.0.1:{port}/ready", started)
         yield f"http://127.0.0.1:{port}"
 
 

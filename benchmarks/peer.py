@@ -54,8 +54,8 @@ class Peer:
     health: str = "/health"
 
     @contextmanager
-    def running(self, api_base: str) -> Iterator[tuple[str, str]]:
-        """Its URL and version, while it runs.
+    def running(self, api_base: str) -> Iterator[str]:
+        """Its root URL, while it runs.
 
         Raises:
             NotInstalled: it cannot be had here.
@@ -90,4 +90,9 @@ class Peer:
                 except TimeoutError as error:
                     last = (log.read_text(errors="replace").strip().splitlines() or ["it says nothing"])[-1]
                     raise NotInstalled(f"does not start: {last}") from error
-                yield f"http://127.0.0.1:{place.port}{self.path}", version_in(python, self.package)
+                yield f"http://127.0.0.1:{place.port}"
+
+    def version(self) -> str:
+        """Name and version of its package."""
+        python = environment(self.environment, self.requirements)
+        return f"{self.package} {version_in(python, self.package)}"

@@ -1,8 +1,9 @@
-"""Switchyard beside what a person would serve the same program with: calls a second, in alternating rounds.
+"""Switchyard beside what a person would serve the same program with: answers a second, in alternating rounds.
 
 Each peer has a virtual environment of its own, made on first use, and runs as its documentation says. Everybody asks
 the same simulated provider, with questions that were never asked before; Switchyard has everything on: routing,
-breakers, cache, metrics. Only Switchyard and one peer run at a time, and of them only one gets calls.
+breakers, cache, metrics. Both graphs and one peer are there at a time, each in processes of its own, and whoever is
+not being asked stands still (SIGSTOP), so that a round's machine belongs to one of them, the provider and the load.
 
     python -m benchmarks.peers --peers fastapi-2 litellm
 """
@@ -10,69 +11,101 @@ breakers, cache, metrics. Only Switchyard and one peer run at a time, and of the
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import httpx
 
 from benchmarks.application import MODELS, PATHS, application, upstream, url
-from benchmarks.load import OK, Body, Load, Sample, measure
+from benchmarks.load import OK, Body, Load, measure
 from benchmarks.peer import Peer
 from benchmarks.peer_environments import NotInstalled
 from benchmarks.peer_list import PEERS
-from benchmarks.processes import cpu_between, readings
+from benchmarks.processes import direct_children, signal_trees
 from benchmarks.serving import serving, simulator
 
-WARM_UP_S = 3.0
+SETTLING_S = 1.0
+WARM_UP_S = 2.0
+HEADER = (
+    "| peer | version | the peer | standard | compact | standard / peer | compact / peer | "
+    "failed calls: peer, standard, compact |\n|---|---|---|---|---|---|---|---|"
+)
 
 
 @dataclass
-class Figures:
-    """Calls a second of one contestant, a figure a round, and what went wrong."""
+class Contestant:
+    """One server, in processes of its own that stand still unless it is its turn.
 
-    load: Callable[[float], Load]
+    Attributes:
+        url: that is called.
+        body: of a call; ``None`` is Switchyard's own.
+        processes: the roots of its process trees.
+        rates: answers a second, a figure a round.
+        failed: calls without a good answer.
+    """
+
+    url: str
+    body: Body | None
+    processes: frozenset[int]
     rates: list[float] = field(default_factory=list)
     failed: int = 0
 
-    def round(self, seconds: float) -> None:
-        load = self.load(seconds)
-        samples = measure(load)
-        self.rates.append(rate(samples))
-        self.failed += sum(sample.status != OK for sample in samples)
+    def round(self, callers: int, seconds: float) -> None:
+        with self._awake():
+            time.sleep(SETTLING_S)
+            load = Load(self.url, WARM_UP_S + seconds, callers, body=self.body, headers={})
+            samples = measure(load)
+        first = min(sample.at_s for sample in samples) + WARM_UP_S
+        ends = [sample.at_s + sample.latency_s for sample in samples if sample.status == OK]
+        self.rates.append(sum(first <= at < first + seconds for at in ends) / seconds)
+        self.failed += len(samples) - len(ends)
+
+    def pause(self) -> None:
+        signal_trees(self.processes, signal.SIGSTOP)
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        signal_trees(self.processes, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.pause()
 
     def __str__(self) -> str:
         return f"{statistics.median(self.rates):.0f} ({min(self.rates):.0f}-{max(self.rates):.0f})"
 
 
-def rate(samples: Sequence[Sample]) -> float:
-    """Answers a second, until the last of them."""
-    ends = [sample.at_s + sample.latency_s for sample in samples]
-    begun = min(sample.at_s for sample in samples)
-    return sum(sample.status == OK for sample in samples) / (max(ends) - begun)
+@contextmanager
+def contestant(started: AbstractContextManager[str], path: str, body: Body | None = None) -> Iterator[Contestant]:
+    """A server of which everything that it starts is known; it runs again when the block ends, so that it can end."""
+    before = direct_children()
+    with started as base:
+        found = Contestant(base + path, body, direct_children() - before)
+        found.pause()
+        try:
+            yield found
+        finally:
+            signal_trees(found.processes, signal.SIGCONT)
 
 
-def over(ours: Figures, peer: Figures) -> str:
+def over(ours: Contestant, peer: Contestant) -> str:
     """The median of the rounds' ratios."""
     ratios = [a / b if b else float("inf") for a, b in zip(ours.rates, peer.rates, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
-def contest(base: str, peer: Peer, peer_url: str, options: argparse.Namespace) -> list[Figures]:
+def contest(everyone: Sequence[Contestant], options: argparse.Namespace) -> None:
     """Rounds in turns, forth and back, so that whatever else the machine does falls on all."""
-    targets: dict[str, Body | None] = {peer_url: peer.body} | {url(base, graph): None for graph in PATHS}
-    everyone = [
-        Figures(lambda seconds, at=at, body=body: Load(at, seconds, options.callers, body=body, headers={}))
-        for at, body in targets.items()
-    ]
-    for figures in everyone:
-        measure(figures.load(min(WARM_UP_S, options.seconds)))
+    for each in everyone:
+        each.rates, each.failed = [], 0
     for number in range(options.rounds):
-        for figures in everyone if number % 2 == 0 else reversed(everyone):
-            figures.round(options.seconds)
-    return everyone
+        for each in everyone if number % 2 == 0 else reversed(everyone):
+            each.round(options.callers, options.seconds)
 
 
 def delay(provider: str, seconds: float) -> None:
@@ -81,56 +114,48 @@ def delay(provider: str, seconds: float) -> None:
         httpx.put(f"{provider}/faults/{name}", json=fault).raise_for_status()
 
 
-def idle_share(seconds: float = 5.0) -> float:
-    """CPU that Switchyard takes of one core while nobody calls it: what a peer's round does without."""
-    before = readings()
-    time.sleep(seconds)
-    return sum(cpu_between(before, readings()).values()) / seconds
-
-
-def row(base: str, provider: str, peer: Peer, options: argparse.Namespace) -> Iterator[tuple[float, str]]:
+def rows(
+    ours: Sequence[Contestant], provider: str, peer: Peer, options: argparse.Namespace
+) -> Iterator[tuple[float, str]]:
     """The peer's row in each latency's table."""
     try:
-        with peer.running(f"{provider}/v1") as (peer_url, its_version):
+        with contestant(peer.running(f"{provider}/v1"), peer.path, peer.body) as theirs:
             for latency_s in options.latencies:
                 delay(provider, latency_s)
-                theirs, standard, compact = contest(base, peer, peer_url, options)
-                failed = [figures.failed for figures in (theirs, standard, compact)]
-                yield (
-                    latency_s,
-                    f"| {peer.title} | {peer.package} {its_version} | {theirs} | {standard} | {compact} | "
-                    f"{over(standard, theirs)} | {over(compact, theirs)} | {', '.join(map(str, failed))} |",
-                )
+                contest([theirs, *ours], options)
+                cells = [peer.title, peer.version(), theirs, *ours, *(over(each, theirs) for each in ours)]
+                failed = ", ".join(str(each.failed) for each in (theirs, *ours))
+                yield latency_s, f"| {' | '.join(map(str, cells))} | {failed} |"
     except NotInstalled as reason:
-        for latency_s in options.latencies:
-            yield latency_s, f"| {peer.title} | left out: {reason} | | | | | | |"
+        yield from (
+            (latency_s, f"| {peer.title} | left out: {reason} | | | | | | |") for latency_s in options.latencies
+        )
+    finally:
+        delay(provider, 0)
 
 
 def peers(options: argparse.Namespace) -> None:
     tables: dict[float, list[str]] = {latency_s: [] for latency_s in options.latencies}
-    with (
-        simulator(upstream()) as provider,
-        serving({"applications": [application(graph, provider) for graph in PATHS]}) as base,
-    ):
+    with ExitStack() as stack:
+        provider = stack.enter_context(simulator(upstream()))
+        ours = [
+            stack.enter_context(contestant(serving({"applications": [application(graph, provider)]}), url("", graph)))
+            for graph in PATHS
+        ]
         for name in options.peers:
             print(f"beside {name} ...", file=sys.stderr)
-            delay(provider, 0)
-            for latency_s, line in row(base, provider, PEERS[name], options):
-                tables[latency_s].append(line)
-        idle = idle_share()
-    for latency_s, rows in tables.items():
-        ceiling = f"; {options.callers / latency_s:.0f} calls a second are all there can be" if latency_s else ""
+            for latency_s, row in rows(ours, provider, PEERS[name], options):
+                tables[latency_s].append(row)
+    for latency_s, table in tables.items():
+        ceiling = f"; {options.callers / latency_s:.0f} answers a second are all there can be" if latency_s else ""
         print(f"\n### Upstream {1000 * latency_s:.0f} ms, {options.callers} callers{ceiling}\n")
-        print("Answers a second: median of the rounds (min-max). Ratios: median of the rounds' own (min-max).\n")
         print(
-            "| peer | version | the peer | standard | compact | standard / peer | compact / peer | "
-            "failed calls: peer, standard, compact |"
+            f"Answers a second: median of {options.rounds} rounds of {options.seconds:g} s (min-max). Ratios likewise."
         )
-        print("|---|---|---|---|---|---|---|---|\n" + "\n".join(rows))
+        print("\n".join(["", HEADER, *table]))
     print(
-        f"\nA call of the program is one LM call, so LiteLLM's figure compares as LM calls a second (targets: 5 times "
-        "LiteLLM, 1.3 times FastAPI with 2 workers). Both graphs of Switchyard, idle beside a peer, take "
-        f"{idle:.2f} of a core."
+        "\nA call of the program is one LM call, so LiteLLM's figure compares as LM calls a second. Targets: 5 times "
+        "LiteLLM, 1.3 times FastAPI with 2 workers."
     )
 
 
@@ -141,6 +166,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--callers", type=int, default=32)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end by force would leave others standing still
     peers(parser.parse_args())
 
 

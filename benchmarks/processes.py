@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -67,3 +68,18 @@ def cpu_between(before: Mapping[int, Reading], after: Mapping[int, Reading]) -> 
     for pid, reading in after.items():
         spent[reading.role] += reading.cpu_s - (before[pid].cpu_s if pid in before else 0.0)  # type: ignore[assignment]
     return spent
+
+
+def direct_children() -> frozenset[int]:
+    """Process ids of what this process itself has started."""
+    return frozenset(child.pid for child in psutil.Process().children())
+
+
+def signal_trees(roots: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to these processes and to all below them."""
+    for root in roots:
+        with suppress(psutil.Error):
+            process = psutil.Process(root)
+            for each in (process, *process.children(recursive=True)):
+                with suppress(psutil.Error):
+                    each.send_signal(number)

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 POLL_S: Final = 0.25
+"""Seconds between looks at the applications until all of them run."""
+SETTLED_POLL_S: Final = 5.0
+"""Seconds between looks afterwards: each makes Ray's controller collect everything, which costs milliseconds."""
 REFUSED: Final = 2
 """Exit code for a file that does not pass the check."""
 
@@ -72,14 +75,18 @@ def _watch(pipe: StatusPipe, stopping: threading.Event) -> None:
     from ray.exceptions import RayError  # noqa: PLC0415 - slow
     from ray.serve.exceptions import RayServeException  # noqa: PLC0415 - slow
 
-    while not stopping.wait(POLL_S):
+    poll_s = POLL_S
+    while not stopping.wait(poll_s):
         if not ray.is_initialized():
             continue
         try:
             applications = serve.status().applications
         except (RayError, RayServeException, ConnectionError):  # Serve is starting or ending; ask again
             continue
-        pipe.write({"applications": {name: _overview(found) for name, found in applications.items()}})
+        overviews = {name: _overview(found) for name, found in applications.items()}
+        pipe.write({"applications": overviews})
+        is_settled = {found["status"] for found in overviews.values()} == {"RUNNING"}
+        poll_s = SETTLED_POLL_S if is_settled else POLL_S
 
 
 def _overview(application: Any) -> dict[str, Any]:  # noqa: ANN401 - Ray's dataclass

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from serve_app import launch_child
 from serve_app.errors import ConfigError
 from serve_app.launch_log import LogFile
 from serve_app.launch_ports import Endpoint, Port, endpoint_of, needed_ports, reserved
@@ -314,3 +316,31 @@ def test_a_file_with_a_mistake_starts_nothing(tmp_path: Path) -> None:
     )
     assert done.stderr == f"{file}:2: application: unknown key; did you mean 'applications'?\n"
     assert done.returncode == 2
+
+
+class Looks:
+    """An event that is set after so many waits, and remembers how long each was."""
+
+    def __init__(self, number: int) -> None:
+        self.waits: list[float] = []
+        self._number = number
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        return len(self.waits) > self._number
+
+
+def test_applications_that_run_are_looked_at_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = iter(["DEPLOYING", "RUNNING", "RUNNING", "UNHEALTHY", "RUNNING"])
+
+    def status() -> SimpleNamespace:
+        found = SimpleNamespace(status=SimpleNamespace(value=next(statuses)), message="", deployments={})
+        return SimpleNamespace(applications={"app": found})
+
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.serve.status", status)
+    looks, written = Looks(5), []
+    launch_child._watch(SimpleNamespace(write=written.append), looks)
+    often, seldom = launch_child.POLL_S, launch_child.SETTLED_POLL_S
+    assert looks.waits == [often, often, seldom, seldom, often, seldom]
+    assert [value["applications"]["app"]["status"] for value in written][:2] == ["DEPLOYING", "RUNNING"]
