@@ -18,36 +18,20 @@ from pydantic import TypeAdapter, ValidationError
 from serve_app.adapters.telemetry import Family, Labels, MetricsPage, gauge
 from serve_app.config import AppConfig, Policy
 from serve_app.config_check import load_policy
-from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import Clock
-from serve_app.core.cluster_breaker import ClusterBreaker
-from serve_app.core.degradation import Decision, DegradationController, Readings
+from serve_app.core.degradation import Decision
 from serve_app.core.model_load import load_of, model_deployment_name
-from serve_app.core.outcomes import MEANINGS, BreakerEffect
 from serve_app.core.quality_board import QualityBoard
 from serve_app.core.recent_calls import RecentCalls
-from serve_app.core.rolling_window import RollingQuantile, RollingSums, RollingWindow
+from serve_app.core.roster import SILENCE_S, Roster
+from serve_app.core.service_level import ServiceLevel
+from serve_app.deployments.model_board import ModelBoard
 from serve_app.deployments.quality_status import quality_gauges, quality_status
 from serve_app.errors import ConfigError, ControlPlaneUnreachable, InvalidInputs
-from serve_app.messages import (
-    BreakerState,
-    Claim,
-    Level,
-    ModelHealth,
-    ModelLoad,
-    Orders,
-    Outcome,
-    OutcomeCount,
-    Report,
-    Snapshot,
-)
+from serve_app.messages import BreakerState, Claim, Level, ModelLoad, Orders, Report, Snapshot
 
 log = logging.getLogger("switchyard.control_plane")
 
-SILENCE_S = 5.0
-"""Seconds without a report after which a replica is taken to be gone."""
-WARM_UP_S = 30.0
-"""Seconds after its start in which no level is judged: starting a cluster takes all the CPU there is."""
 GATHER_S = 2.0
 """Seconds after a start anew in which no metrics are shown: not every replica has found the new control plane yet."""
 STATE_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
@@ -90,22 +74,16 @@ class ControlPlane:
         self._policy = policy = Policy()
         self._version = 1
         self._page = MetricsPage()
-        self._reports: dict[str, tuple[float, Report]] = {}
-        names = [model.name for model in config.models]
+        self._roster = Roster(clock=clock)
+        self._models = ModelBoard((model.name for model in config.models), policy.breaker, clock=clock)
+        self._level = ServiceLevel(policy.degradation, clock=clock)
         self._programs = [program.name for program in config.programs]
         self._quality = QualityBoard({model.name: model.quality for model in config.models}, clock=clock)
         self._recent_calls = RecentCalls()
-        self._windows = {name: RollingWindow(policy.breaker.window_s, clock=clock) for name in names}
-        self._breakers = {name: ClusterBreaker(policy.breaker, clock=clock) for name in names}
-        self._controller = DegradationController(policy.degradation, clock=clock)
-        self._calls = RollingSums(2, policy.degradation.window_s, clock=clock)
-        self._latencies = RollingQuantile(policy.degradation.window_s, clock=clock)
-        self._waits = RollingQuantile(policy.degradation.window_s, clock=clock)
         self._had_a_life_before = False
         self._has_policy = False
         self._policy_problems: tuple[str, ...] = ()
         self._orders = Orders()
-        self._denials: dict[str, str] = {}
         self._published: tuple[Any, ...] = ()
         self._noted: tuple[Any, ...] = ()
 
@@ -128,34 +106,21 @@ class ControlPlane:
             return
         self._has_policy, self._policy_problems = True, ()
         self._policy = policy
-        self._apply_pin()
-        for window in self._windows.values():
-            window.resize(policy.breaker.window_s)
-        for breaker in self._breakers.values():
-            breaker.reconfigure(policy.breaker)
-        for readings in (self._calls, self._latencies, self._waits):
-            readings.resize(policy.degradation.window_s)
+        self._models.reconfigure(policy.breaker)
+        self._level.reconfigure(policy.degradation)
         log.info("policy.applied")
 
     async def exchange(self, report: Report) -> Snapshot:
         """Take a replica's report; give it the snapshot."""
-        now = self._clock()
-        if report.source not in self._reports:
+        if report.source not in self._roster:
             self._learn(report)
-        self._reports[report.source] = (now, report)
+        for gone in self._roster.hear(report):
+            self._page.depart(gone)
         self._page.update(report.source, report.metrics)
-        self._forget_silent(now)
         self._quality.take(report)
         self._recent_calls.remember(report.answered)
-        for outcome in report.outcomes:
-            self._observe(outcome)
-        self._denials |= report.denials
-        self._calls.add(report.calls, report.failed_calls)
-        for latency_s in report.latencies_s:
-            self._latencies.add(latency_s)
-        for wait_s in report.waits_s:
-            self._waits.add(wait_s)
-        replies = {name: self._exchange_breaker(name, report) for name in report.breakers if name in self._breakers}
+        self._level.take(report)
+        replies = self._models.take(report)
         self._judge_level()
         self._note_change()
         return replace(self._snapshot(), breakers=replies)
@@ -168,10 +133,9 @@ class ControlPlane:
         Raises:
             InvalidInputs: no model is called so.
         """
-        self._breaker(model).isolate(f"isolated: {reason}")
-        log.warning("breaker.isolated", extra={"model": model, "reason": reason})
+        self._models.isolate(model, reason)
         self._note_change()
-        return self._model_status(model)
+        return self._models.status(model)
 
     async def reset(self, model: str) -> dict[str, Any]:
         """Close a model's breaker everywhere and forget its failures; returns its status.
@@ -179,11 +143,9 @@ class ControlPlane:
         Raises:
             InvalidInputs: no model is called so.
         """
-        self._breaker(model).reset()
-        self._windows[model].clear()
-        log.warning("breaker.reset", extra={"model": model})
+        self._models.reset(model)
         self._note_change()
-        return self._model_status(model)
+        return self._models.status(model)
 
     async def pin(self, level: Level | None) -> dict[str, Any]:
         """Hold a level whatever readings and policy say, or with ``None`` leave it to them; returns the level."""
@@ -213,25 +175,14 @@ class ControlPlane:
 
     def _order(self, orders: Orders) -> None:
         self._orders = self._orders.merged(orders)
-        self._apply_pin()
-
-    def _apply_pin(self) -> None:
-        degradation = self._policy.degradation
-        if self._orders.pin is not None:
-            degradation = degradation.model_copy(update={"pin": self._orders.pin})
-        self._controller.reconfigure(degradation)
-
-    def _breaker(self, model: str) -> ClusterBreaker:
-        if model not in self._breakers:
-            raise InvalidInputs(f"no model is called {model!r}")
-        return self._breakers[model]
+        self._level.pin(self._orders.pin)
 
     # ── from one life to the next ────────────────────────────────────────────────────────────────────
 
     def state(self) -> dict[str, Any]:
         """What the next life should know, as JSON's own types."""
-        level, departed = self._controller.decision(), self._page.departed()
-        breakers = {name: breaker.snapshot() for name, breaker in self._breakers.items()}
+        level, departed = self._level.decision(), self._page.departed()
+        breakers = self._models.snapshot()
         state = _State(self._unix_clock(), breakers, level.level, level.reason, level.since_s, self._orders, departed)
         plain: dict[str, Any] = _STATE.dump_python(state, mode="json")
         return plain
@@ -243,10 +194,8 @@ class ControlPlane:
         except ValidationError:
             return False
         age_s = max(0.0, self._unix_clock() - known.written_at)
-        for name, breaker in self._breakers.items():
-            breaker.restore(known.breakers.get(name), age_s)
-        if known.level.rank > self._controller.decision().level.rank:
-            self._controller.restore(Decision(known.level, known.reason, known.since_s + age_s))
+        self._models.restore(known.breakers, age_s)
+        self._level.restore(Decision(known.level, known.reason, known.since_s + age_s))
         self._order(known.orders)
         self._page.restore(known.departed)
         return True
@@ -256,13 +205,12 @@ class ControlPlane:
         self._order(report.orders)
         is_new_born = self._clock() - self._started < SILENCE_S
         self._had_a_life_before |= is_new_born and report.told > 0
-        if is_new_born and report.level.rank > self._controller.decision().level.rank:
-            self._controller.restore(Decision(report.level, "as before a restart of the control plane", 0.0))
+        if is_new_born:
+            self._level.restore(Decision(report.level, "as before a restart of the control plane", 0.0))
 
     def _note_change(self) -> None:
         """Set ``changed`` after anything that ``state`` tells, save for times that merely pass."""
-        breakers = [(breaker.state, breaker.generation) for breaker in self._breakers.values()]
-        told = (breakers, self._controller.decision().level, self._orders, self._page.departures)
+        told = (self._models.states(), self._level.level, self._orders, self._page.departures)
         if told != self._noted:
             self._noted = told
             self.changed.set()
@@ -273,10 +221,10 @@ class ControlPlane:
         """What ``GET /v1/status`` shows."""
         return {
             "level": self._level_status(),
-            "models": {name: self._model_status(name) for name in self._windows},
-            "replicas": self._replicas(),
-            "queues": self._queue_depths(),
-            "caches": self._sums("cache_"),
+            "models": {name: self._models.status(name) for name in self._models.names},
+            "replicas": self._roster.counts(),
+            "queues": self._roster.sum_by_deployment("queue_depth"),
+            "caches": self._roster.sums("cache_"),
             "cost_usd": self._page.total("dspy_cost_usd_total"),
             "quality": quality_status(self._quality, self._page, self._policy.routing),
             "policy": self._policy.model_dump(mode="json"),
@@ -300,45 +248,18 @@ class ControlPlane:
         return self._page.render(self._cluster_gauges())
 
     def _level_status(self) -> dict[str, Any]:
-        decision = self._controller.decision()
+        decision = self._level.decision()
         return {"level": decision.level.value, "reason": decision.reason, "since_s": round(decision.since_s, 1)}
 
-    def _exchange_breaker(self, model: str, report: Report) -> BreakerReply:
-        breaker = self._breakers[model]
-        before = breaker.state
-        reply = breaker.exchange(report.source, report.breakers[model])
-        if breaker.state is not before:
-            fields = {"model": model, "before": before, "reason": breaker.health().reason}
-            log.warning("breaker.%s", breaker.state, extra=fields)
-        return reply
-
-    def _observe(self, outcome: OutcomeCount) -> None:
-        window = self._windows.get(outcome.model)
-        effect = MEANINGS[outcome.outcome].breaker
-        if window is None or effect in (BreakerEffect.RELEASE, BreakerEffect.IGNORE, BreakerEffect.COOL_DOWN):
-            return
-        failures = outcome.count if effect in (BreakerEffect.FAILURE, BreakerEffect.OPEN) else 0
-        slow = outcome.count if effect is BreakerEffect.SLOW else 0
-        window.add(outcome.count, failures, slow, outcome.total_latency_s)
-
     def _judge_level(self) -> None:
-        calls, failed = self._calls.totals()
-        is_warm = self._clock() - self._started >= WARM_UP_S
-        readings = Readings(
-            memory=self._worst("node_memory"),
-            cpu=self._worst("node_cpu") if is_warm else None,
-            error_rate=failed / calls if calls >= self._policy.breaker.minimum_calls else None,
-            p95_latency_s=self._latencies.quantile(0.95),
-            queue_wait_s=self._waits.quantile(0.95),
-        )
-        before = self._controller.decision().level
-        after = self._controller.update(readings)
+        before = self._level.level
+        after = self._level.judge(memory=self._roster.worst("node_memory"), cpu=self._roster.worst("node_cpu"))
         if after.level is not before:
             log.warning("level.changed", extra={"level": after.level, "before": before, "reason": after.reason})
 
     def _snapshot(self) -> Snapshot:
-        decision = self._controller.decision()
-        models = {name: self._health(name) for name in self._windows}
+        decision = self._level.decision()
+        models = {name: self._models.health(name) for name in self._models.names}
         states = [(health.state, health.generation, health.requests, health.failures) for health in models.values()]
         content = (self._policy, decision.level, decision.reason, states, self._orders)
         if content != self._published:
@@ -351,58 +272,15 @@ class ControlPlane:
 
     def _loads(self) -> dict[str, ModelLoad]:
         """How busy each model is, by what its replicas said last."""
-        gauges: dict[str, list[Mapping[str, float]]] = {}
-        for _, report in self._reports.values():
-            gauges.setdefault(report.deployment, []).append(report.gauges)
-        return {name: load_of(gauges.get(model_deployment_name(name), ())) for name in self._windows}
-
-    def _health(self, model: str) -> ModelHealth:
-        """The cluster's breaker, over the calls of the whole window."""
-        counts = self._windows[model].counts()
-        return replace(self._breakers[model].health(), requests=counts.total, failures=counts.failures)
-
-    def _model_status(self, model: str) -> dict[str, Any]:
-        health = self._health(model)
-        counts = self._windows[model].counts()
-        why = self._denials.get(model) if health.reason == Outcome.DENIED else None
-        return {
-            "breaker": health.state.value,
-            "healthy": health.state is BreakerState.CLOSED,
-            "reason": f"{health.reason}: {why}" if why else health.reason,
-            "retry_after_s": round(health.retry_after_s, 1),
-            "requests": health.requests,
-            "failures": health.failures,
-            "mean_latency_s": round(counts.latency_s / counts.total, 4) if counts.total else None,
-        }
-
-    def _replicas(self) -> dict[str, int]:
-        names = [report.deployment for _, report in self._reports.values()]
-        return {name: names.count(name) for name in sorted(set(names))}
-
-    def _queue_depths(self) -> dict[str, float]:
-        depths: dict[str, float] = {}
-        for _, report in self._reports.values():
-            if "queue_depth" in report.gauges:
-                depths[report.deployment] = depths.get(report.deployment, 0.0) + report.gauges["queue_depth"]
-        return depths
-
-    def _sums(self, prefix: str) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        for _, report in self._reports.values():
-            for name, value in report.gauges.items():
-                if name.startswith(prefix):
-                    sums[name.removeprefix(prefix)] = sums.get(name.removeprefix(prefix), 0.0) + value
-        return sums
-
-    def _worst(self, name: str) -> float | None:
-        return max((report.gauges[name] for _, report in self._reports.values() if name in report.gauges), default=None)
+        return {name: load_of(self._roster.gauges_of(model_deployment_name(name))) for name in self._models.names}
 
     def _cluster_gauges(self) -> tuple[Family, ...]:
         breakers: dict[Labels, float] = {
-            (("model", name),): STATE_RANK[self._health(name).state] for name in self._windows
+            (("model", name),): STATE_RANK[self._models.health(name).state] for name in self._models.names
         }
-        depths: dict[Labels, float] = {(("deployment", name),): depth for name, depth in self._queue_depths().items()}
-        decision = self._controller.decision()
+        waiting = self._roster.sum_by_deployment("queue_depth")
+        depths: dict[Labels, float] = {(("deployment", name),): depth for name, depth in waiting.items()}
+        decision = self._level.decision()
         level: dict[Labels, float] = {(): decision.level.rank}
         cause: dict[Labels, float] = {(("cause", decision.cause),): 1.0} if decision.reason else {}
         return (
@@ -412,8 +290,3 @@ class ControlPlane:
             gauge("dspy_degradation_cause", "1 for what holds the present level.", cause),
             *quality_gauges(self._quality, self._policy.routing),
         )
-
-    def _forget_silent(self, now: float) -> None:
-        for source in [name for name, (seen, _) in self._reports.items() if now - seen > SILENCE_S]:
-            del self._reports[source]
-            self._page.depart(source)
