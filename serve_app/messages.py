@@ -244,6 +244,7 @@ class Result:
         fresh_for_s: seconds the answer stays fresh in the cache, negative for a stale one; ``None`` when not there.
         saved_cost_usd: what a stored or shared answer cost when it was made.
         saved_s: how long that took.
+        level_reason: what holds a level below full, at the moment of the call.
     """
 
     id: str
@@ -259,6 +260,7 @@ class Result:
     age_s: float = 0.0
     confidence: float | None = None
     journal: tuple[Step, ...] = ()
+    level_reason: str = ""
     saved_cost_usd: float = 0.0
     saved_s: float = 0.0
     fresh_for_s: float | None = None

@@ -129,10 +129,12 @@ class Ingress:
         freshness: Freshness,
     ) -> Result:
         about_call(request_id)
-        started = self._clock()
-        ending = Ending(program, request_id, self.link.snapshot.level)
+        started, snapshot = self._clock(), self.link.snapshot
+        ending = Ending(program, request_id, snapshot.level)
         try:
             result = await self._result(self._call(program, inputs, options, request_id, freshness))
+            if result.level is not Level.FULL:
+                result = replace(result, level_reason=snapshot.reason)
             ending.answered(result)
             if result.error:
                 raise result.error.about(request_id, result.attempts)

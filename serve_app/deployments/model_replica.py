@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 
@@ -101,6 +102,9 @@ class ModelReplica:
                     answer = await self._batches.run(program, call, scope)
                 else:
                     answer = await program.run(call, self._lm)
+            except asyncio.CancelledError:
+                self._attempt(call, Outcome.CANCELLED, started, scope)  # what it spent until then was spent
+                raise
             except SwitchyardError as error:
                 attempt = self._attempt(call, error.outcome, started, scope)
                 steps = journal.finished() if journal else ()

@@ -17,6 +17,7 @@ def reply(program: str, request_id: str, result: Result, latency_s: float) -> di
         "program": program,
         "model": result.model,
         "level": result.level.value,
+        **({"level_reason": result.level_reason} if result.level_reason else {}),
         "cache": result.cache.value,
         "attempts": attempts_json(result.attempts),
         "usage": usage,

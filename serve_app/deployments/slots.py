@@ -60,7 +60,7 @@ class Slots:
 
     def learn(self, scope: CallScope, outcome: Outcome, seconds: float) -> None:
         """Let an attempt that ended after ``seconds`` move the limit; to be called while it still holds its slot."""
-        if self._limit is None:
+        if self._limit is None or outcome is Outcome.CANCELLED:
             return
         is_stuck = outcome is Outcome.TIMEOUT and seconds >= FAIR_TIME * self.queue.service_s
         if is_stuck or outcome is Outcome.RATE_LIMITED:

@@ -284,6 +284,15 @@ async def test_a_hit_is_counted_under_the_model_that_made_the_answer() -> None:
     assert bench.counts("dspy_cache_hits", "tier") == {"near": 1}
 
 
+async def test_below_full_the_answer_says_what_holds_the_level() -> None:
+    bench = Bench()
+    assert "level_reason" not in (await bench.ingress.predict("ask", {"question": "one"}))["meta"]
+    pinned(bench, Level.DEGRADED)
+    bench.link.snapshot = replace(bench.link.snapshot, reason="cpu 0.93, threshold 0.8")
+    meta = (await bench.ingress.predict("ask", {"question": "two"}))["meta"]
+    assert (meta["level"], meta["level_reason"]) == ("degraded", "cpu 0.93, threshold 0.8")
+
+
 def pinned(bench: Bench, level: Level) -> Bench:
     bench.link.snapshot = replace(bench.link.snapshot, level=level)
     return bench

@@ -80,6 +80,17 @@ async def test_a_failed_attempt_costs_what_it_spent(error, outcome) -> None:
     assert result.attempts[0].cost_usd == pytest.approx(0.005)
 
 
+async def test_a_call_that_is_given_up_costs_what_it_spent_until_then() -> None:
+    made, _ = replica(lambda _: asyncio.Event().wait())
+    running = asyncio.create_task(run_all(made, call(1)))
+    await settle()
+    made.leave(["c1"])
+    await settle()
+    spent = {sample[0]: sample[2] for family in made._telemetry.samples() for sample in family.samples}
+    assert spent["dspy_tokens_total"] > 0
+    running.cancel()
+
+
 async def test_no_more_calls_run_than_there_are_slots_and_the_rest_wait_here() -> None:
     gate = asyncio.Event()
     made, program = replica(lambda _: gate.wait(), slots=3)
