@@ -43,6 +43,7 @@ class MetaBody(BaseModel):
     program: str
     model: str
     level: str
+    level_reason: str | None = None
     cache: str
     attempts: list[AttemptBody]
     usage: UsageBody
