@@ -52,8 +52,11 @@ class Nodes:
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def add(self) -> subprocess.Popen[bytes]:
+        """One node more; one after the other, for nodes that start at once on one machine get in each other's way."""
         (agent,) = free_ports(1)
-        return self._start(f"--address={self._address}", f"--dashboard-agent-listen-port={agent}", "--num-cpus=1")
+        node = self._start(f"--address={self._address}", f"--dashboard-agent-listen-port={agent}", "--num-cpus=1")
+        until(lambda: self.alive() == len(self._started), "the new node")
+        return node
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """The whole node at once, as when its machine loses power."""
@@ -77,6 +80,11 @@ class Nodes:
             name: [replica["node_id"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
             for name, deployment in deployments.items()
         }
+
+    def alive(self) -> int:
+        """Nodes that the cluster counts."""
+        summary = httpx.get(f"{self.dashboard}/nodes?view=summary", timeout=10).json()["data"]["summary"]
+        return sum(node["raylet"]["state"] == "ALIVE" for node in summary)
 
     def close(self) -> None:
         for node in reversed(self._started):

@@ -24,8 +24,9 @@ OUTPUTS = {
 def call_program(cluster: Cluster, graph: str, program: str, text: str) -> None:
     with cluster.client(graph) as client:
         reply = client.post(f"/v1/programs/{program}", json={"inputs": INPUTS[program](text)})
-    assert reply.status_code == 200, reply.text
-    body = reply.json()
+        assert reply.status_code == 200, reply.text
+        body = reply.json()
+        assert body["meta"]["level"] == "full", (body, client.get("/v1/status").json())
     assert body["outputs"].keys() == OUTPUTS[program]
     meta = body["meta"]
     assert meta["program"] == program
