@@ -5,7 +5,9 @@ import { NONE, digits, duration, isNumber, money, words } from "./format.js";
 
 const LEVELS = { full: "good", degraded: "warn", minimal: "bad" };
 const BREAKERS = { closed: "good", half_open: "warn", open: "bad" };
-const COLUMNS = ["Model", "Breaker", "Health", "Requests", "Failures", "Mean latency", "Waiting"];
+const COLUMNS = ["Model", "Breaker", "Health", "Requests", "Failures", "Mean latency", "Waiting", "Quality", "Cost"];
+// Whose word on an answer goes first: a judge's, the callers', the program's own.
+const JUDGES = ["reward", "feedback", "confidence"];
 const CACHE_WORDS = { near_entries: "answers, near", memory_entries: "answers, memory", in_flight: "being made" };
 
 /** Show a status document; what it lacks is shown as missing. */
@@ -13,7 +15,7 @@ export function showStatus(status) {
   showLevel(status);
   const window_s = status.policy?.breaker?.window_s;
   setText(byId("models-window"), isNumber(window_s) ? `counted over ${digits(window_s)} s` : "");
-  show(byId("models-view"), [status.models, status.queues], () => modelsTable(status.models, status.queues ?? {}));
+  show(byId("models-view"), [status.models, status.queues, status.quality], () => modelsTable(status));
   show(byId("system"), [status.replicas, status.queues, status.caches, status.cost_usd, status.ready], () => tiles(status));
   const hidden = status.control_plane ? "not known" : "It is shown to operators: enter the operator key.";
   show(byId("policy-view"), status.policy ?? hidden, (shown) => (status.policy ? tree(shown) : note(hidden)));
@@ -30,10 +32,10 @@ function showLevel(status) {
   setText(byId("reason"), text && `Level ${level}: ${text}`);
 }
 
-function modelsTable(models, queues) {
+function modelsTable({ models, queues = {}, quality }) {
   if (!models || !Object.keys(models).length) return note("No model is known.");
   const head = COLUMNS.map((name) => element("th", { scope: "col", role: "columnheader" }, name));
-  const rows = Object.entries(models).map(([name, model]) => modelRow(name, model, queues[`Model-${name}`]));
+  const rows = Object.entries(models).map(([name, model]) => modelRow(name, model, queues[`Model-${name}`], qualityOf(name, quality)));
   // Roles are spelled out, for a narrow screen lays rows out as blocks, which takes a table's meaning away.
   return element(
     "table",
@@ -43,7 +45,18 @@ function modelsTable(models, queues) {
   );
 }
 
-function modelRow(name, model, waiting) {
+/** A model's mean score over all programs, and who gave it; null where nobody has scored it. */
+function qualityOf(name, quality) {
+  const scores = Object.values(quality?.programs ?? {}).flatMap((program) => program.models?.[name]?.scores ?? []);
+  for (const judge of JUDGES) {
+    const given = scores.filter((score) => score.metric_type === judge && score.samples > 0);
+    const samples = given.reduce((sum, score) => sum + score.samples, 0);
+    if (samples > 0) return { judge, mean: given.reduce((sum, score) => sum + score.mean * score.samples, 0) / samples };
+  }
+  return null;
+}
+
+function modelRow(name, model, waiting, quality) {
   const why = [model.reason && words(model.reason), model.retry_after_s > 0 && `again in ${duration(model.retry_after_s)}`];
   const breaker = element("span", { class: `pill ${BREAKERS[model.breaker] ?? ""}` }, words(model.breaker ?? NONE));
   const cells = [
@@ -53,6 +66,8 @@ function modelRow(name, model, waiting) {
     [digits(model.failures)],
     [duration(model.mean_latency_s)],
     [digits(waiting)],
+    quality ? [quality.mean.toFixed(2), element("small", {}, ` ${quality.judge}`)] : [NONE],
+    [money(model.cost_usd)],
   ];
   return element(
     "tr",

@@ -219,13 +219,15 @@ class ControlPlane:
 
     async def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` shows."""
+        costs = self._page.totals("dspy_cost_usd_total", "model")
+        models = {name: self._models.status(name) for name in self._models.names}
         return {
             "level": self._level_status(),
-            "models": {name: self._models.status(name) for name in self._models.names},
+            "models": {name: shown | {"cost_usd": costs.get((name,), 0.0)} for name, shown in models.items()},
             "replicas": self._roster.counts(),
             "queues": self._roster.sum_by_deployment("queue_depth"),
             "caches": self._roster.sums("cache_"),
-            "cost_usd": self._page.total("dspy_cost_usd_total"),
+            "cost_usd": sum(costs.values()),
             "quality": quality_status(self._quality, self._page, self._policy.routing),
             "policy": self._policy.model_dump(mode="json"),
             "policy_problems": list(self._policy_problems),

@@ -28,7 +28,7 @@ STATUS: dict[str, Any] = {
     "ready": True,
     "level": {"level": "full", "reason": "", "since_s": 61.0},
     "models": {
-        "large": {"breaker": "closed", "healthy": True, "requests": 412, "failures": 0, "mean_latency_s": 2.113},
+        "large": {"breaker": "closed", "healthy": True, "requests": 412, "failures": 0, "mean_latency_s": 2.113, "cost_usd": 1.2},
         "medium": {"breaker": "closed", "healthy": True, "requests": 1387, "failures": 3, "mean_latency_s": 0.874},
         "small": {"breaker": "closed", "healthy": True, "requests": 0, "failures": 0, "mean_latency_s": None},
     },
@@ -36,6 +36,28 @@ STATUS: dict[str, Any] = {
     "queues": {"Model-large": 17, "Model-medium": 2, "Model-small": 0},
     "caches": {"near_entries": 1204, "memory_entries": 3371, "in_flight": 4},
     "cost_usd": 1.2345,
+    "quality": {
+        "learning": False,
+        "programs": {
+            "triage": {
+                "version": "99c96b92a05c9647",
+                "models": {
+                    "large": {
+                        "prior": 0.95,
+                        "scores": [
+                            {"level": "full", "metric_type": "confidence", "mean": 0.99, "samples": 400.0},
+                            {"level": "full", "metric_type": "reward", "mean": 0.9, "samples": 30.0},
+                            {"level": "degraded", "metric_type": "reward", "mean": 0.5, "samples": 10.0},
+                        ],
+                    },
+                    "medium": {
+                        "prior": 0.85,
+                        "scores": [{"level": "full", "metric_type": "confidence", "mean": 0.91, "samples": 99.0}],
+                    },
+                },
+            }
+        },
+    },
     "policy": Policy().model_dump(mode="json"),
 }
 

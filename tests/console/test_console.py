@@ -60,8 +60,8 @@ def test_it_shows_what_the_status_says(console) -> None:
     assert console.text("#level") == "level full"
     assert console.text("#models-window") == "counted over 30 s"
     large, small = console.text(MODEL.format("large")).split(), console.text(MODEL.format("small")).split()
-    assert large == ["large", "closed", "healthy", "412", "0", "2.11", "s", "17"]
-    assert small == ["small", "closed", "healthy", "0", "0", "–", "0"]
+    assert large == ["large", "closed", "healthy", "412", "0", "2.11", "s", "17", "0.80", "reward", "$1.2"]
+    assert small == ["small", "closed", "healthy", "0", "0", "–", "0", "–", "–"]
     system = console.text("#system")
     for shown in ("Model-medium\n3", "answers, near\n1,204", "all models\n$1.23", "able to answer\nyes"):
         assert shown in system
