@@ -29,7 +29,7 @@ from benchmarks.peer_list import PEERS
 from benchmarks.processes import direct_children, signal_trees
 from benchmarks.serving import serving, simulator
 
-SETTLING_S = 1.0
+WELL_WITHIN_S = 60.0
 WARM_UP_S = 2.0
 HEADER = (
     "| peer | version | the peer | standard | compact | standard / peer | compact / peer | "
@@ -56,10 +56,12 @@ class Contestant:
     failed: int = 0
 
     def round(self, callers: int, seconds: float) -> None:
-        with self._awake():
-            time.sleep(SETTLING_S)
-            load = Load(self.url, WARM_UP_S + seconds, callers, body=self.body, headers={})
-            samples = measure(load)
+        self.wake()
+        try:
+            self._wait_until_well()
+            samples = measure(self._load(WARM_UP_S + seconds, callers))
+        finally:
+            self.pause()
         first = min(sample.at_s for sample in samples) + WARM_UP_S
         ends = [sample.at_s + sample.latency_s for sample in samples if sample.status == OK]
         self.rates.append(sum(first <= at < first + seconds for at in ends) / seconds)
@@ -68,13 +70,18 @@ class Contestant:
     def pause(self) -> None:
         signal_trees(self.processes, signal.SIGSTOP)
 
-    @contextmanager
-    def _awake(self) -> Iterator[None]:
+    def wake(self) -> None:
         signal_trees(self.processes, signal.SIGCONT)
-        try:
-            yield
-        finally:
-            self.pause()
+
+    def _wait_until_well(self) -> None:
+        """Wait until it has noticed that it stood still: health checks that were under way then may have failed."""
+        give_up = time.monotonic() + WELL_WITHIN_S
+        while not all(sample.status == OK for sample in measure(self._load(1.0, 4))):
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"{self.url} does not answer well within {WELL_WITHIN_S:g} s after it stood still")
+
+    def _load(self, seconds: float, callers: int) -> Load:
+        return Load(self.url, seconds, callers, body=self.body, headers={})
 
     def __str__(self) -> str:
         return f"{statistics.median(self.rates):.0f} ({min(self.rates):.0f}-{max(self.rates):.0f})"
@@ -82,15 +89,10 @@ class Contestant:
 
 @contextmanager
 def contestant(started: AbstractContextManager[str], path: str, body: Body | None = None) -> Iterator[Contestant]:
-    """A server of which everything that it starts is known; it runs again when the block ends, so that it can end."""
+    """A server of which everything that it starts is known."""
     before = direct_children()
     with started as base:
-        found = Contestant(base + path, body, direct_children() - before)
-        found.pause()
-        try:
-            yield found
-        finally:
-            signal_trees(found.processes, signal.SIGCONT)
+        yield Contestant(base + path, body, direct_children() - before)
 
 
 def over(ours: Contestant, peer: Contestant) -> str:
@@ -103,9 +105,14 @@ def contest(everyone: Sequence[Contestant], options: argparse.Namespace) -> None
     """Rounds in turns, forth and back, so that whatever else the machine does falls on all."""
     for each in everyone:
         each.rates, each.failed = [], 0
-    for number in range(options.rounds):
-        for each in everyone if number % 2 == 0 else reversed(everyone):
-            each.round(options.callers, options.seconds)
+        each.pause()
+    try:
+        for number in range(options.rounds):
+            for each in everyone if number % 2 == 0 else reversed(everyone):
+                each.round(options.callers, options.seconds)
+    finally:
+        for each in everyone:
+            each.wake()  # nobody stands still for longer than a turn of the others, and everybody can end
 
 
 def delay(provider: str, seconds: float) -> None:
