@@ -3,7 +3,8 @@
     python -m benchmarks.soak --graph standard
 
 Capacity is measured first, with 32 callers in a closed loop; the load is an open loop. Slopes are least squares over
-readings every few seconds, after a warm-up that does not count.
+readings every few seconds, after a warm-up that does not count. Answers are kept for half a minute only, so that caches
+are full, and stay so, before anything counts: what grows then is no data.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-from benchmarks.application import PATHS, application, upstream, url
+from benchmarks.application import MODELS, PATHS, PROGRAM, application, upstream, url
 from benchmarks.load import OK, Load, begin, measure, percentile
 from benchmarks.processes import Reading, readings
 from benchmarks.serving import serving, simulator
@@ -22,6 +23,12 @@ from benchmarks.serving import serving, simulator
 TARGET_MIB_PER_MIN = 1.0
 EVERY_S = 5.0
 CAPACITY_S = 10.0
+FORGETFUL = {
+    "name": "ask",
+    "program": PROGRAM,
+    "levels": {"full": {"models": list(MODELS)}},
+    "cache": {"ttl_s": 30, "stale_while_revalidate_s": 0, "stale_if_error_s": 0},
+}
 OURS = ("switchyard:", "compact:", "Ray Serve", "HAProxy", "Ray's", "embedded")
 
 Series = dict[int, list[tuple[float, Reading]]]
@@ -30,7 +37,7 @@ Series = dict[int, list[tuple[float, Reading]]]
 def soak(graph: str, seconds: float, warm_up_s: float, share: float) -> None:
     with (
         simulator(upstream()) as provider,
-        serving({"applications": [application(graph, provider)]}) as base,
+        serving({"applications": [application(graph, provider, programs=[FORGETFUL])]}) as base,
     ):
         at = url(base, graph)
         measure(Load(at, CAPACITY_S / 2, headers={}))
