@@ -29,7 +29,8 @@ SLOTS = 8
 """Calls that one model replica may run at once, where replicas are counted."""
 SLOW_S = 0.5
 STUCK_S = 30.0
-QUEUED = (1000, 2000)
+WAITING = 1000
+"""Once only in a cluster: afterwards it knows how slow the provider is, and refuses who would wait too long."""
 LINEAR_TARGET = 0.9
 
 
@@ -109,10 +110,10 @@ def memory(seconds: float, rounds: int) -> None:
             with serving({"applications": [application(graph, provider, limits=limits, **changes)]}) as base:
                 ask(base, graph, 3, 32)
                 rest = _by_role(readings())
-                points = [(0, rest)] + [_with_waiting(provider, base, graph, number) for number in QUEUED]
+                waiting, found = _with_waiting(provider, base, graph, WAITING)
                 for role in sorted(rest):
                     if role.startswith(f"{NAMES[graph]}:"):
-                        slope = _slope([(number / 1000, found.get(role, math.nan)) for number, found in points])
+                        slope = 1000 * (found.get(role, math.nan) - rest[role]) / max(1, waiting)
                         print(f"| {graph} | {role.partition(':')[2]} | {rest[role]:.0f} | {slope:+.1f} |", flush=True)
 
 
@@ -197,10 +198,6 @@ def _by_role(found: Mapping[int, Reading]) -> dict[str, float]:
     for reading in found.values():
         memory_mib[reading.role] += reading.rss_mib
     return dict(memory_mib)
-
-
-def _slope(points: Points) -> float:
-    return statistics.linear_regression([x for x, _ in points], [y for _, y in points]).slope
 
 
 def _spread(values: Sequence[float], digits: int = 0) -> str:
