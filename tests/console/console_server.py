@@ -28,7 +28,14 @@ STATUS: dict[str, Any] = {
     "ready": True,
     "level": {"level": "full", "reason": "", "since_s": 61.0},
     "models": {
-        "large": {"breaker": "closed", "healthy": True, "requests": 412, "failures": 0, "mean_latency_s": 2.113, "cost_usd": 1.2},
+        "large": {
+            "breaker": "closed",
+            "healthy": True,
+            "requests": 412,
+            "failures": 0,
+            "mean_latency_s": 2.113,
+            "cost_usd": 1.2,
+        },
         "medium": {"breaker": "closed", "healthy": True, "requests": 1387, "failures": 3, "mean_latency_s": 0.874},
         "small": {"breaker": "closed", "healthy": True, "requests": 0, "failures": 0, "mean_latency_s": None},
     },
