@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from serve_app.adapters.json_log import CALLS
+from serve_app.adapters.json_log import CALLS, log_fields
 from serve_app.adapters.tracing import current_trace
 from serve_app.deployments.http_problems import attempts_json
 
@@ -60,7 +60,7 @@ class Ending:
             fields |= _spent(self._result)
         if trace := current_trace():
             fields["trace_id"] = trace.trace_id
-        log.info("call.finished", extra=fields)
+        log_fields(log, "call.finished", fields)
 
 
 def _spent(result: Result) -> dict[str, Any]:

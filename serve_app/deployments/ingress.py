@@ -31,7 +31,7 @@ from serve_app.deployments.reply import reply
 from serve_app.deployments.requests import RequestReader
 from serve_app.deployments.stage import Lane, Stage
 from serve_app.errors import ClientClosed, ControlPlaneUnreachable, DeadlineExceeded, Overloaded, SwitchyardError
-from serve_app.messages import Call, Freshness, Level, Result
+from serve_app.messages import Call, Freshness, Level, Options, Result
 
 _REFUSED = frozenset(
     {
@@ -175,23 +175,33 @@ class Ingress:
         level = self.link.snapshot.level
         remaining_s = options.deadline_s or self.config.limits.default_deadline_s
         call_id = f"{self._prefix}-{next(self._ids)}"
-        trace = current_trace()
-        call = Call(call_id, request_id, program, values, remaining_s, options, level, freshness=freshness, trace=trace)
-        return call if known.config.cache.ttl_s == 0 else self._with_keys(known, call)
+        keys = self._keys(known, level, values, options) if known.config.cache.ttl_s else ()
+        return Call(
+            call_id,
+            request_id,
+            program,
+            values,
+            remaining_s,
+            options,
+            level,
+            key=keys[level.rank] if keys else "",
+            level_keys=keys if len(keys) > 1 else (),
+            freshness=freshness,
+            trace=current_trace(),
+        )
 
-    def _with_keys(self, program: Program, call: Call) -> Call:
-        """The call with its key at its own level, the better ones, and those that may stand in for an error."""
+    def _keys(self, program: Program, level: Level, inputs: Mapping[str, Any], options: Options) -> tuple[str, ...]:
+        """The call's keys by level, best first: its own, the better ones, those that may stand in for an error."""
         may_stand_in = program.config.cache.stale_if_error_s > 0
-        levels = list(Level) if may_stand_in else list(Level)[: call.level.rank + 1]
-        keys = cache_keys(
+        levels = list(Level) if may_stand_in else list(Level)[: level.rank + 1]
+        return cache_keys(
             program=program.name,
             version=program.version,
-            tenant=call.tenant,
-            inputs=call.inputs,
-            options=call.options,
-            fingerprints={level: self._fingerprint(program, level, call.options.model) for level in levels},
+            tenant="",
+            inputs=inputs,
+            options=options,
+            fingerprints={each: self._fingerprint(program, each, options.model) for each in levels},
         )
-        return replace(call, key=keys[call.level.rank], level_keys=keys if len(keys) > 1 else ())
 
     def _fingerprint(self, program: Program, level: Level, pin: str | None) -> str:
         known = self._fingerprints.get((program.name, level, pin))
