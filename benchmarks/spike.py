@@ -1,4 +1,4 @@
-"""A spike of three times the primary's capacity with callers that retry, with degradation and retry budget and without.
+"""A spike of three times the capacity with callers that retry, with degradation and retry budget and without.
 
 python -m benchmarks.spike --graph standard
 """
@@ -15,39 +15,42 @@ from benchmarks.load import Load, Sample, begin, measure, percentile
 from benchmarks.resilience import GRAPHS, HARD, LATENCY_S, Bench, application, policy
 from benchmarks.serving import serving, simulator
 
-SLOTS = 8
-CAPACITY = SLOTS / LATENCY_S
-"""Calls a second that one replica of the primary can answer."""
+SLOTS, STEPS = 8, 4
+MODELS = ("large", "medium", "small")
+CAPACITY = len(MODELS) * SLOTS / (STEPS * LATENCY_S)
+"""Calls a second that the models can answer together while a call costs four steps."""
 CALM_S, SPIKE_S, AFTER_S = 20.0, 60.0, 45.0
-PATIENCE_S = 2.0
-NEVER = dict.fromkeys(("cpu", "memory", "error_rate", "p95_latency_s", "queue_wait_s"))
+PATIENCE_S = 3.0
+NEVER: dict[str, None] = dict.fromkeys(("cpu", "memory", "error_rate", "p95_latency_s", "queue_wait_s"))
 SPIKES = {
-    "on": policy(
-        degradation={"degraded": {"queue_wait_s": 0.5}, "minimal": {"error_rate": 0.5}, "dwell_s": 5, "window_s": 5}
-    ),
+    "on": policy(degradation={"degraded": {"queue_wait_s": 0.5}, "minimal": NEVER, "dwell_s": 10, "window_s": 5}),
     "off": policy(
-        degradation={
-            "degraded": dict.fromkeys(("cpu", "memory", "error_rate", "p95_latency_s", "queue_wait_s")),
-            "minimal": dict.fromkeys(("cpu", "memory", "error_rate", "p95_latency_s", "queue_wait_s")),
-        },
-        retry={"budget_ratio": 1, "budget_floor_per_s": 1000},
+        degradation={"degraded": NEVER, "minimal": NEVER}, retry={"budget_ratio": 1, "budget_floor_per_s": 1000}
     ),
+}
+LEVELS = {
+    "full": {"models": [*MODELS]},
+    "degraded": {"models": [*MODELS], "program": "question -> answer"},
 }
 
 
 def spike(graph: str = "standard") -> None:
     print(
-        f"\n### {SPIKE_S:.0f} s at 3 times the primary's capacity, callers that retry\n\n"
-        f"Graph {graph}; the primary answers {CAPACITY:.0f} calls a second in {SLOTS} slots; 0.7 of that before and "
-        f"after. A caller waits {PATIENCE_S:g} s and asks up to four times, 0.2 s apart. Goodput is the share of "
-        "calls answered within one such wait.\n\n"
+        f"\n### {SPIKE_S:.0f} s at 3 times the capacity, callers that retry\n\n"
+        f"Graph {graph}. A call costs {STEPS} LM calls of {LATENCY_S:g} s, one when degraded; three models of {SLOTS} "
+        f"slots answer {CAPACITY:.0f} calls a second at level full; 0.7 of that comes before and after. A caller waits "
+        f"{PATIENCE_S:g} s and asks up to four times, 0.2 s apart. Goodput is the share of calls answered within one "
+        "such wait.\n\n"
         "| degradation and retry budget | goodput before | during | 0-30 s after | from 30 s after on (target: 95 %) | "
         "tries a call during | p95 ms during |\n|---|---|---|---|---|---|---|"
     )
     quick = {"ttft_s": LATENCY_S, "tokens_per_s": 100_000, "jitter": 0.1}
-    with simulator({f"{graph}-{model}": quick for model in ("large", "medium", "small")}) as provider:
+    with simulator({f"{graph}-{model}": quick for model in MODELS}) as provider:
         for name, chosen in SPIKES.items():
-            with serving({"applications": [application(graph, provider, chosen, slots=SLOTS)]}) as base:
+            served = application(graph, provider, chosen, slots=SLOTS)
+            program = {"name": "ask", "program": "benchmarks.deliberate:Deliberate", "levels": LEVELS}
+            served["args"] |= {"programs": [program]}
+            with serving({"applications": [served]}) as base:
                 print(f"| {name} | {_spike(Bench(graph, base, provider))} |", flush=True)
 
 
