@@ -1,8 +1,8 @@
 """What a sick Redis costs callers: 32 of them ask a cache for answers nobody has, while Redis fails in each known way.
 
 The cache is the real one over a real Valkey, behind a TCP proxy in a process of its own; the model is a stage that
-answers after a fixed time. Every call reads the shared level, takes a lease, and is written. The same load with Redis well
-is the baseline; *added* is what a phase's 99th percentile lies above the baseline's, taken in the same turn.
+answers after a fixed time. Every call reads the shared level, takes a lease, and is written. The same load with a well
+Redis is the baseline; *added* is what a phase's 99th percentile lies above the baseline's, taken in the same turn.
 *First contact* are the calls that were under way when the fault came or began within the next tenth of a second.
 
     python -m benchmarks.cache_faults --seconds 3

@@ -1,7 +1,7 @@
 // The operations page: asks the server every second, shows what it says, and says so when it says nothing.
 
 import { byId, element, setText, show } from "./dom.js";
-import { digits, duration, money, percent } from "./format.js";
+import { digits, duration, levelName, money, percent } from "./format.js";
 import { Operate } from "./operate_view.js";
 import { credentials } from "./operator_key.js";
 import { Plot } from "./plots.js";
@@ -20,6 +20,7 @@ const PLOTS = [
   { title: "Latency", lines: [{ key: "p50", name: "p50" }, { key: "p95", name: "p95" }], format: duration, atLeast: 0.01 },
   { title: "Answered from a cache", lines: [{ key: "hitShare", name: "share" }], format: percent, atLeast: 1 },
   { title: "Cost per hour", lines: [{ key: "usdPerHour", name: "at this rate" }], format: money, atLeast: 0.01 },
+  { title: "Level of service", lines: [{ key: "level", name: "level" }], format: levelName, atLeast: 2 },
 ];
 
 class Console {
@@ -47,7 +48,9 @@ class Console {
 
   async #poll() {
     try {
-      const [status, page] = await Promise.all([getJson("v1/status", credentials()), getText("metrics")]);
+      // A control plane that is away or new has a status before it has everybody's metrics.
+      const metrics = getText("metrics").catch(() => null);
+      const [status, page] = await Promise.all([getJson("v1/status", credentials()), metrics]);
       this.#answered(status, page);
       if (this.polls++ % PROGRAMS_EVERY === 0) await this.programs.refresh();
     } catch (error) {
@@ -68,8 +71,9 @@ class Console {
     showStatus(status);
     const isOpen = Boolean(status.policy || status.control_plane);
     this.operate.update(Object.keys(status.models ?? {}), this.programs.known.map(({ name }) => name), isOpen);
-    if (this.controlPlane) this.window.clear(); // one replica's own counters say nothing of the cluster's
-    this.#plot(this.controlPlane ? null : this.window.add(seconds(), readingOf(page)));
+    const isWhole = page !== null && !this.controlPlane; // one replica's own counters say nothing of the cluster's
+    if (!isWhole) this.window.clear();
+    this.#plot(isWhole ? this.window.add(seconds(), readingOf(page)) : null);
   }
 
   #unanswered(reason) {

@@ -37,3 +37,8 @@ export function words(name) {
 export function isNumber(value) {
   return typeof value === "number" && Number.isFinite(value);
 }
+
+/** 1 → "degraded": the value of dspy_degradation_level in words. */
+export function levelName(rank) {
+  return ["full", "degraded", "minimal"][rank] ?? NONE;
+}

@@ -4,6 +4,7 @@ const SAMPLE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$/;
 const LABEL = /([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g;
 const DURATION = "dspy_request_duration_seconds_bucket";
 const CALLS = "dspy_requests_total";
+const LEVEL = "dspy_degradation_level";
 const SUMS = {
   dspy_cache_hits_total: "hits",
   dspy_cache_misses_total: "misses",
@@ -12,7 +13,7 @@ const SUMS = {
 
 /** The totals of a metrics page; `buckets` maps an upper bound in seconds to the calls that took at most that. */
 export function readingOf(page) {
-  const reading = { calls: 0, failed: 0, hits: 0, misses: 0, costUsd: 0, buckets: new Map() };
+  const reading = { calls: 0, failed: 0, hits: 0, misses: 0, costUsd: 0, level: null, buckets: new Map() };
   for (const line of page.split("\n")) {
     const [, name, labels = "", text] = SAMPLE.exec(line) ?? [];
     const value = Number(text);
@@ -22,6 +23,8 @@ export function readingOf(page) {
     } else if (name === DURATION) {
       const bound = label(labels, "le") === "+Inf" ? Infinity : Number(label(labels, "le"));
       reading.buckets.set(bound, (reading.buckets.get(bound) ?? 0) + value);
+    } else if (name === LEVEL) {
+      reading.level = value;
     } else if (name in SUMS) {
       reading[SUMS[name]] += value;
     }
@@ -45,6 +48,7 @@ export function between(before, after, seconds) {
     p50: quantile(0.5, before.buckets, after.buckets),
     p95: quantile(0.95, before.buckets, after.buckets),
     hitShare: looked > 0 ? (after.hits - before.hits) / looked : null,
+    level: after.level,
     usdPerHour: ((after.costUsd - before.costUsd) / seconds) * 3600,
   };
 }

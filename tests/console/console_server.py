@@ -14,13 +14,13 @@ from fastapi import FastAPI, Request, Response
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from serve_app.adapters.telemetry import MetricsPage, Telemetry
+from serve_app.adapters.telemetry import MetricsPage, Telemetry, gauge
 from serve_app.config import Policy
 from serve_app.core.operator_access import OperatorAccess
 from serve_app.deployments.console import add_console
 from serve_app.deployments.http_api import _add_errors
 from serve_app.deployments.operator_api import add_operator_api, caller_of
-from serve_app.messages import Attempt, Outcome, Usage
+from serve_app.messages import Attempt, Level, Outcome, Usage
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 
@@ -258,7 +258,8 @@ class ConsoleServer:
         self._telemetry.attempt_finished("triage", Attempt("medium", Outcome.OK, 0.1, Usage(100, 10), 0.0004))
         page = MetricsPage()
         page.update("ingress", self._telemetry.samples())
-        return page.render()
+        rank = Level(self.status["level"]["level"]).rank
+        return page.render([gauge("dspy_degradation_level", "0 full, 1 degraded, 2 minimal.", {(): rank})])
 
 
 def json_response(value: object) -> Response:

@@ -87,6 +87,7 @@ def test_plots_are_the_differences_between_polls(console) -> None:
     assert 150 < float(console.text(".plot:nth-child(2) .key-0 strong").split()[0]) < 280
     assert console.text(".plot:nth-child(3) .key-0 strong") == "50 %"
     assert console.text(".plot:nth-child(4) .key-0 strong").startswith("$")
+    assert console.text(".plot:nth-child(5) .key-0 strong") == "full"
     assert console.one(".plot svg").get_attribute("aria-label").startswith("Calls per second: all ")
 
 

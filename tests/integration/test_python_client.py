@@ -1,5 +1,6 @@
 """The Python way in: from another process, from asyncio, and from a submitted Ray job."""
 
+import json
 import os
 import re
 import subprocess
@@ -76,6 +77,18 @@ def test_a_submitted_job_calls_programs_by_handle(cluster) -> None:
     done = run(*command, "--", sys.executable, "-m", "examples.job", timeout=240)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "succeeded" in done.stdout + done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_submitted_job_calls_programs_over_http(cluster, tmp_path, unique) -> None:
+    rows, answers = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    rows.write_text("".join(json.dumps({"ticket": f"{unique()} {number}"}) + "\n" for number in range(8)))
+    ray = str(ROOT / ".venv/bin/ray") if (ROOT / ".venv/bin/ray").exists() else "ray"
+    job = [sys.executable, "-m", "serve_app.cli", "batch", "--program", "triage", "--url", cluster.url()]
+    done = run(ray, "job", "submit", "--address", dashboard(cluster), "--", *job, str(rows), str(answers), timeout=240)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    answered = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert {line["row"] for line in answered if "outputs" in line} == {*range(1, 9)}, answered
 
 
 def test_the_command_line_example_works(cluster) -> None:
