@@ -19,7 +19,7 @@ SLOTS, STEPS = 8, 4
 MODELS = ("large", "medium", "small")
 CAPACITY = len(MODELS) * SLOTS / (STEPS * LATENCY_S)
 """Calls a second that the models can answer together while a call costs four steps."""
-CALM_S, SPIKE_S, AFTER_S = 20.0, 60.0, 45.0
+CALM_S, SPIKE_S, AFTER_S = 10.0, 60.0, 40.0
 PATIENCE_S = 3.0
 NEVER: dict[str, None] = dict.fromkeys(("cpu", "memory", "error_rate", "p95_latency_s", "queue_wait_s"))
 SPIKES = {
