@@ -49,7 +49,8 @@ def spike(graph: str = "standard") -> None:
         for name, chosen in SPIKES.items():
             served = application(graph, provider, chosen, slots=SLOTS)
             program = {"name": "ask", "program": "benchmarks.deliberate:Deliberate", "levels": LEVELS}
-            served["args"] |= {"programs": [program]}
+            models = [model | {"latency_s": STEPS * LATENCY_S} for model in served["args"]["models"]]
+            served["args"] |= {"programs": [program], "models": models}
             with serving({"applications": [served]}) as base:
                 print(f"| {name} | {_spike(Bench(graph, base, provider))} |", flush=True)
 

@@ -200,8 +200,10 @@ class Router:
         return replace(refusal, reason=BUSY) if refusal else None
 
     def _timeout_s(self, journey: _Journey, model: str, attempts_left: int) -> float:
-        remaining_s = journey.deadline - self._clock()
-        return attempt_timeout_s(remaining_s, attempts_left, self._models[model].latency_s)
+        """A model that takes longer for this program than its prior says gets its time all the same."""
+        remaining_s, prior_s = journey.deadline - self._clock(), self._models[model].latency_s
+        usual = self._recent.expect(journey.call.program, model, prior_latency_s=prior_s)
+        return attempt_timeout_s(remaining_s, attempts_left, max(prior_s, usual.latency_s))
 
     def _may_ask_again(self, journey: _Journey, model: str, *, is_hedge: bool) -> bool:
         """A first attempt is free, and so is a call's first fallback from a model that nobody asks any more.

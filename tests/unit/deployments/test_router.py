@@ -32,6 +32,7 @@ from serve_app.messages import (
     Snapshot,
     Step,
     StepKind,
+    Usage,
 )
 
 HARD = Options(complexity=Complexity.HIGH)
@@ -234,6 +235,14 @@ async def test_each_attempt_leaves_time_for_the_next() -> None:
     assert first.remaining_s == pytest.approx(3)
     assert second.remaining_s == pytest.approx(4.5)
     assert (first.model, second.model) == ("large", "medium")
+
+
+async def test_a_model_that_takes_long_for_this_program_gets_its_time() -> None:
+    bench = Bench()
+    bench.router._recent.observe("ask", "large", Usage(10, 5), 2.0, estimated_input_tokens=10)
+    await bench.ask(remaining_s=9)
+    (asked,) = bench.models["large"].calls
+    assert asked.remaining_s == pytest.approx(6), "three times what it usually takes, not a third of the deadline"
 
 
 async def test_a_caller_who_leaves_cancels_the_attempt_and_counts_for_nothing() -> None:
