@@ -28,8 +28,9 @@ from serve_app.adapters.redis_store import RedisStore, StoredBytes, StoreKey
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.deployments.cache import Cache
+from serve_app.deployments.call_tasks import answer_each
 from serve_app.deployments.control_link import ControlLink
-from serve_app.deployments.stage import Chunks, answer_each
+from serve_app.deployments.stage import Chunks
 from serve_app.messages import Call, Result
 
 CALLERS = 32

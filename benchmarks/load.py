@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+import uvloop
 
 Body = dict[str, Any]
 OK = 200
@@ -99,7 +100,7 @@ def median(samples: Sequence[Sample]) -> float:
 
 
 def _run(load: Load) -> list[Sample]:
-    return asyncio.run(_Generator(load).run())
+    return uvloop.run(_Generator(load).run())
 
 
 class _Generator:

@@ -301,6 +301,11 @@ class CacheConfig(Section):
             parse_redis_url(url)
         return url
 
+    def has_peers(self, holders: Replicas) -> bool:
+        """Whether others may store under the same keys: more ``holders`` of this application, or other applications."""
+        is_private = self.redis_url is None or self.redis_url == "embedded"
+        return not is_private or holders.max > 1
+
 
 class BatchingConfig(Section):
     """How waiting calls become a batch."""

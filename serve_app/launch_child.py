@@ -17,7 +17,7 @@ from typing import Any, Final
 
 POLL_S: Final = 0.25
 """Seconds between looks at the applications until all of them run."""
-SETTLED_POLL_S: Final = 5.0
+SETTLED_POLL_S: Final = 15.0
 """Seconds between looks afterwards: each makes Ray's controller collect everything, which costs milliseconds."""
 REFUSED: Final = 2
 """Exit code for a file that does not pass the check."""

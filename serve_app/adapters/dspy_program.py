@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dspy
 from pydantic import BaseModel, ValidationError
 
+from serve_app.adapters import prompt_memo
 from serve_app.adapters.call_record import COMMENT
 from serve_app.adapters.call_scope import current_journal, current_scope
 from serve_app.adapters.program_answer import Answer, NoOutputs, read_answer
@@ -330,8 +331,8 @@ def _python_values(model: type[BaseModel], inputs: dict[str, Any]) -> dict[str, 
 
 def _adapter(name: str) -> dspy.Adapter:
     if name == "json":
-        return dspy.JSONAdapter()
-    adapter = dspy.XMLAdapter if name == "xml" else dspy.ChatAdapter
+        return prompt_memo.JSONAdapter()
+    adapter = prompt_memo.XMLAdapter if name == "xml" else prompt_memo.ChatAdapter
     return adapter(use_json_adapter_fallback=False)  # a second LM call that nobody counted
 
 

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from serve_app.adapters.local_store import LocalStore
 from serve_app.adapters.redis_leases import Lease
@@ -22,10 +22,12 @@ from serve_app.core.clock import Clock
 from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
 from serve_app.core.forgotten import Forgotten
 from serve_app.core.stored_answers import Stored, choose, forward_reason, keys_to_read
+from serve_app.deployments.call_tasks import CallTasks
 from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.lane import Lane
 from serve_app.deployments.shared_flight import SharedFlights
 from serve_app.deployments.single_flight import SingleFlight
-from serve_app.deployments.stage import CallTasks, Chunks, Lane, Stage
+from serve_app.deployments.stage import Chunks, Stage
 from serve_app.errors import DeadlineExceeded, Overloaded
 from serve_app.messages import CacheStatus, Call, Result, Snapshot, Usage
 
@@ -48,6 +50,9 @@ class Cache:
         link: the line to the control plane.
     """
 
+    is_remote: ClassVar[bool] = False
+    """Whether who asks is in another process."""
+
     def __init__(
         self,
         config: AppConfig,
@@ -61,9 +66,11 @@ class Cache:
     ) -> None:
         self.redis: RedisStore | None = None
         """The shared level; absent until it is known, and where none is wanted."""
+        self.has_peers = True
+        """Whether others may make answers for the same Redis; alone, identical calls meet here without leases."""
         self._programs = {program.name: program.cache for program in config.programs}
         self._lane = Lane(downstream, resubmit=True)
-        self._work = CallTasks()
+        self._work = CallTasks(is_remote=self.is_remote)
         self._memory = LocalStore(config.cache.near_entries, config.cache.near_max_bytes, clock=clock)
         self._telemetry = telemetry
         self._clock = clock
@@ -71,7 +78,7 @@ class Cache:
         self._draw = draw
         self._flights: SingleFlight[Result] = SingleFlight()
         self._shared: SharedFlights[Entry] = SharedFlights(
-            lambda: self.redis.leases if self.redis else None, self.spawn, clock=clock
+            lambda: self.redis.leases if self.redis and self.has_peers else None, self.spawn, clock=clock
         )
         self._forgotten = Forgotten(clock=clock)
         self._unwritten: list[StoredBytes] = []

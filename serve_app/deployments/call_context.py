@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 
 from serve_app.adapters.json_log import about_call, call_in_hand
@@ -17,3 +18,12 @@ def detached() -> contextvars.Context:
     context.run(about_call, call_in_hand())
     context.run(join, current_trace())
     return context
+
+
+def is_left() -> bool:
+    """Whether the running task itself is being cancelled; else a ``CancelledError`` only tells of something else's end.
+
+    Ray raises one out of a stream whose work was cancelled in the replica.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

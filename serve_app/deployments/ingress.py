@@ -26,10 +26,11 @@ from serve_app.core.trace_context import trace_context
 from serve_app.deployments.call_log import Ending
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.feedback import Feedback
+from serve_app.deployments.lane import Lane
 from serve_app.deployments.near_cache import NearCache
 from serve_app.deployments.reply import reply
 from serve_app.deployments.requests import RequestReader
-from serve_app.deployments.stage import Lane, Stage
+from serve_app.deployments.stage import Stage
 from serve_app.errors import ClientClosed, ControlPlaneUnreachable, DeadlineExceeded, Overloaded, SwitchyardError
 from serve_app.messages import Call, Freshness, Level, Options, Result
 
@@ -76,7 +77,7 @@ class Ingress:
         self.feedback = Feedback(programs, telemetry, link)
         self.reader = RequestReader(programs, (model.name for model in config.models), config.limits.max_deadline_s)
         self.near = NearCache(config, self._from_downstream, telemetry, clock=clock, unix_clock=unix_clock)
-        self._lane = Lane(downstream, resubmit=True)
+        self.lane = Lane(downstream, resubmit=True, sent=telemetry.batched)
         self._admission = Admission(config.limits.max_queued_requests, clock=clock)
         self._clock = clock
         self._prefix = uuid.uuid4().hex[:8]
@@ -232,10 +233,9 @@ class Ingress:
 
     def start_batch(self, calls: Sequence[Call]) -> list[asyncio.Future[Result]]:
         """Send a batch on its way; one future a call, so that no caller waits for a neighbour."""
-        self.telemetry.batched(len(calls))
         now = self._clock()
         left_s = {call.id: self._deadlines.get(call.id, now) - now for call in calls}
-        futures = self._lane.ask_all([replace(call, remaining_s=left_s[call.id]) for call in calls])
+        futures = self.lane.ask_all([replace(call, remaining_s=left_s[call.id]) for call in calls])
         for call, future in zip(calls, futures, strict=True):
             if call.id in self._deadlines:
                 self._asked[call.id] = future

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from serve_app.adapters.call_journal import CallJournal
 from serve_app.adapters.call_scope import CallScope, call_scope
@@ -14,11 +15,12 @@ from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import ModelConfig
 from serve_app.core.clock import Clock
 from serve_app.core.model_load import gauges_of
+from serve_app.deployments.call_tasks import CallTasks
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.micro_batches import MicroBatches
 from serve_app.deployments.scoring import Scoring
 from serve_app.deployments.slots import Slots
-from serve_app.deployments.stage import CallTasks, Chunks
+from serve_app.deployments.stage import Chunks
 from serve_app.errors import Overloaded, SwitchyardError, UpstreamError
 from serve_app.messages import Attempt, BreakerState, Call, ModelHealth, Outcome, Result
 
@@ -37,6 +39,9 @@ class ModelReplica:
         scoring: what becomes of its answers beside the calls.
     """
 
+    is_remote: ClassVar[bool] = False
+    """Whether who asks is in another process."""
+
     def __init__(
         self,
         model: ModelConfig,
@@ -53,7 +58,7 @@ class ModelReplica:
         self._telemetry = telemetry
         self._clock = clock
         self.slots = Slots(model, clock=clock)
-        self._work = CallTasks()
+        self._work = CallTasks(is_remote=self.is_remote)
         self._batches = MicroBatches(self._lm)
         self._link = link
         link.versions = {name: program.version for name, program in programs.items()}

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from fastapi import FastAPI
 from ray import serve
@@ -22,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import Program, load_program
 from serve_app.adapters.embedded_redis import EmbeddedRedis
+from serve_app.adapters.inline_executor import use_inline_executor
 from serve_app.adapters.json_log import configure_logging
 from serve_app.adapters.operator_key import read_operator_key
 from serve_app.adapters.redis_store import RedisStore
@@ -40,12 +42,14 @@ from serve_app.deployments.http_api import build_api
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.model_replica import ModelReplica
 from serve_app.deployments.router import Router
-from serve_app.deployments.stage import Chunks, HandleStage, Stage
+from serve_app.deployments.stage import PICKLED, Chunks, HandleStage, Stage
 from serve_app.messages import Call, Result
 
 Handle = DeploymentHandle[Any]
 Wire = Callable[[AppConfig, Mapping[str, Handle], Telemetry, ControlLink], Stage]
 """Builds the stage behind the ingress' batches, in the ingress' own process."""
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 log = logging.getLogger("switchyard.replicas")
 
@@ -84,6 +88,16 @@ def _hold(link: ControlLink, programs: Mapping[str, Program] | None = None) -> c
     return held
 
 
+def _link(control: Handle, deployment: str, telemetry: Telemetry) -> ControlLink:
+    return ControlLink(control.options(**PICKLED), deployment, telemetry)
+
+
+def _signed(function: F) -> F:
+    """A function that carries its signature: ``@serve.batch`` looks at it for every call."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
 class IngressDeployment(Holding, Ingress):
     """The ingress over HTTP and handles.
 
@@ -98,7 +112,7 @@ class IngressDeployment(Holding, Ingress):
         configure_logging("Ingress")
         configure_tracing("Ingress")
         telemetry = Telemetry()
-        link = ControlLink(control, "Ingress", telemetry)
+        link = _link(control, "Ingress", telemetry)
         stage = wire(config, handles, telemetry, link)
         super().__init__(config, _load_programs(config), stage, telemetry, link)
         self._access = OperatorAccess(read_operator_key(os.environ), is_local=is_loopback(listening_host() or ""))
@@ -123,18 +137,22 @@ class IngressDeployment(Holding, Ingress):
         batched: Any = self._batched  # Ray adds the two setters to the method
         batched.set_max_batch_size(batching.max_batch_size)
         batched.set_batch_wait_timeout_s(batching.batch_wait_timeout_s)
+        self.lane.max_batch_size = batching.max_batch_size
 
     async def _collect(self, call: Call) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = await self._batched(call)
         return future
 
     @serve.batch
+    @_signed
     async def _batched(self, calls: list[Call]) -> list[asyncio.Future[Result]]:
         return self.start_batch(calls)
 
 
 class _Streaming:
     """``run`` and ``leave`` for Ray, which runs methods that are not ``async`` in a thread."""
+
+    is_remote: ClassVar[bool] = True
 
     async def run(self, calls: Sequence[Call]) -> Chunks:
         chunks: Chunks = super().run(calls)  # type: ignore[misc]  # of the plain class behind this one
@@ -161,8 +179,9 @@ class CacheDeployment(Holding, _Streaming, Cache):
         configure_logging("Cache")
         configure_tracing("Cache")
         telemetry = Telemetry()
-        link = ControlLink(control, "Cache", telemetry)
+        link = _link(control, "Cache", telemetry)
         super().__init__(config, HandleStage(downstream), telemetry, link)
+        self.has_peers = config.cache.has_peers(config.cache.replicas)
         self._held = _hold(link)
         self._held.push_async_callback(self.aclose)
         self.spawn(follow_redis(self, config.cache, redis))
@@ -182,7 +201,7 @@ class RouterDeployment(Holding, _Streaming, Router):
         configure_logging("Router")
         configure_tracing("Router")
         telemetry = Telemetry()
-        link = ControlLink(control, "Router", telemetry)
+        link = _link(control, "Router", telemetry)
         stages = model_stages(config, handles)
         super().__init__(config, stages, telemetry, link)
         self._held = _hold(link)
@@ -202,8 +221,9 @@ class ModelDeployment(Holding, _Streaming, ModelReplica):
         name = model_deployment_name(model.name)
         configure_logging(name)
         configure_tracing(name)
+        use_inline_executor()
         telemetry = Telemetry()
-        link = ControlLink(control, name, telemetry)
+        link = _link(control, name, telemetry)
         programs, pool = _load_programs(config), LMPool()
         super().__init__(model, programs, pool, telemetry, link)
         self._held = _hold(link, programs)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.adapters.tracing import traced
@@ -22,8 +23,10 @@ from serve_app.core.recent_usage import RecentUsage
 from serve_app.core.retry_budget import RetryBudget
 from serve_app.core.route_gate import RouteGate, RoutePermit
 from serve_app.core.routing import Demand, ModelFacts, select
+from serve_app.deployments.call_tasks import CallTasks
 from serve_app.deployments.control_link import ControlLink
-from serve_app.deployments.stage import CallTasks, Chunks, Lane, Stage, StageAbsent, StageLost
+from serve_app.deployments.lane import Lane
+from serve_app.deployments.stage import Chunks, Stage, StageAbsent, StageLost
 from serve_app.errors import (
     CircuitOpen,
     DeadlineExceeded,
@@ -89,6 +92,9 @@ class Router:
         link: the line to the control plane, whose snapshots carry the policy.
     """
 
+    is_remote: ClassVar[bool] = False
+    """Whether who asks is in another process."""
+
     def __init__(
         self,
         config: AppConfig,
@@ -103,7 +109,7 @@ class Router:
         self._default_model = config.default_model
         self._models = {model.name: model for model in config.models}
         self._windows = {model.name: model.context_window for model in config.models}
-        self._work = CallTasks()
+        self._work = CallTasks(is_remote=self.is_remote)
         self._lanes = {name: Lane(stage) for name, stage in stages.items()}
         self._telemetry = telemetry
         self._link = link

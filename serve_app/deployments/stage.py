@@ -3,9 +3,10 @@
 ``Cache``, ``Router`` and ``ModelReplica`` are stages. In one process a stage is the object itself; across
 processes it is a ``HandleStage`` over a Ray Serve handle. Nobody can tell the difference.
 
-The contract of ``run``: the first chunk is empty and says that the batch was accepted; then each call gets
-exactly one ``Result``, in any order, in chunks as they finish. Failures of a call are results; only a failure
-of the stage itself is raised. A call that nobody waits for any more is given up with ``leave``; its neighbours go on.
+The contract of ``run``: the first chunk says that the batch was accepted, and is empty unless results are there as
+soon; each call gets exactly one ``Result``, in any order, in chunks as they finish. Failures of a call are results;
+only a failure of the stage itself is raised. A call that nobody waits for any more is given up with ``leave``; its
+neighbours go on.
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ import contextvars
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from serve_app.adapters.json_log import about_call
-from serve_app.adapters.tracing import current_trace, join
-from serve_app.errors import ClientClosed, ExecutionError, Overloaded, SwitchyardError, UpstreamError
+from serve_app.deployments.call_context import is_left
+from serve_app.errors import Overloaded, SwitchyardError, UpstreamError
 from serve_app.messages import Call, Outcome, Result
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ Chunks = AsyncGenerator[Sequence[Result], None]
 Deliver = Callable[[Result], None]
 Answer = Callable[[Call], Awaitable[Result]]
 
+PICKLED: Final[dict[str, Any]] = {"request_serialization": "pickle", "response_serialization": "pickle"}
+"""Options of a handle: what crosses here has importable types, for which plain pickle is half of cloudpickle's work."""
 LEAVE_TIMEOUT_S = 2.0
 """Seconds that replicas have to hear which calls were left; one that does not hear it ends them at their deadline."""
 
@@ -60,95 +61,6 @@ class StageAbsent(StageLost):
     """No replica took the batch in time: asking again would wait as long."""
 
 
-class _Outbox:
-    """Results of one batch on their way out: put one by one, taken in chunks."""
-
-    def __init__(self, expected: int) -> None:
-        self._left = expected
-        self._ready: list[Result] = []
-        self._wake = asyncio.Event()
-
-    def put(self, result: Result) -> None:
-        """Add a finished call."""
-        self._ready.append(result)
-        self._wake.set()
-
-    async def chunks(self) -> Chunks:
-        """Yield what is ready, until every expected result went out."""
-        while self._left:
-            await self._wake.wait()
-            self._wake.clear()
-            chunk, self._ready = self._ready, []
-            self._left -= len(chunk)
-            yield chunk
-
-
-class CallTasks:
-    """The calls that a stage is at work on: each has a task of its own, so that each can fail or be left alone."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    async def run(self, calls: Sequence[Call], answer: Answer) -> Chunks:
-        """Keep a stage's contract with one coroutine a call: whatever it raises becomes that call's result.
-
-        Leaving the generator early cancels the calls that are not finished.
-        """
-        outbox = _Outbox(len(calls))
-        tasks = [asyncio.create_task(_settle(call, answer, outbox)) for call in calls]
-        for call, task in zip(calls, tasks, strict=True):
-            self._tasks[call.id] = task
-            task.add_done_callback(partial(self._ended, call.id))
-        try:
-            yield ()
-            async for chunk in outbox.chunks():
-                yield chunk
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    def leave(self, ids: Sequence[str]) -> None:
-        """Cancel the work for these calls; ids that are not at work are none of ours."""
-        for call_id in ids:
-            if task := self._tasks.get(call_id):
-                task.cancel()
-
-    def _ended(self, call_id: str, task: asyncio.Task[None]) -> None:
-        if self._tasks.get(call_id) is task:
-            del self._tasks[call_id]
-
-
-def answer_each(calls: Sequence[Call], answer: Answer) -> Chunks:
-    """``CallTasks.run`` for a stage whose calls nobody leaves one by one."""
-    return CallTasks().run(calls, answer)
-
-
-async def _settle(call: Call, answer: Answer, outbox: _Outbox) -> None:
-    about_call(call.request_id)
-    join(call.trace)
-    try:
-        outbox.put(await answer(call))
-    except SwitchyardError as error:
-        outbox.put(Result(call.id, error=error))
-    except asyncio.CancelledError:
-        if _is_left():
-            outbox.put(Result(call.id, error=ClientClosed("nobody waits for this call any more")))
-            raise
-        outbox.put(Result(call.id, error=ExecutionError("the work for this call was cancelled")))
-    except Exception as error:  # a defect must not hang the caller; logged and answered
-        log.exception("call.failed", extra={"request_id": call.request_id, "program": call.program})
-        outbox.put(Result(call.id, error=ExecutionError(f"internal failure: {type(error).__name__}")))
-
-
-def _is_left() -> bool:
-    """Whether the running task itself is being cancelled; else a ``CancelledError`` only tells of something else's end.
-
-    Ray raises one out of a stream whose work was cancelled in the replica.
-    """
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
-
-
 class HandleStage:
     """A stage in another process.
 
@@ -158,7 +70,7 @@ class HandleStage:
     """
 
     def __init__(self, handle: DeploymentHandle[Any], *, accept_timeout_s: float | None = None) -> None:
-        self._handle = handle.options(stream=True, method_name="run")
+        self._handle = handle.options(stream=True, method_name="run", **PICKLED)
         self._accept_timeout_s = accept_timeout_s
         self._offered: set[str] = set()
         self._taken: set[str] = set()
@@ -182,9 +94,10 @@ class HandleStage:
             async with asyncio.timeout(self._accept_timeout_s):
                 accepted = await anext(stream)
             self._was_taken(ids)
+            self._answered(accepted)
             yield accepted
             async for chunk in stream:
-                self._taken.difference_update(result.id for result in chunk)
+                self._answered(chunk)
                 yield chunk
             finished = True
         except TimeoutError as error:
@@ -205,9 +118,13 @@ class HandleStage:
                 self._tell(unanswered)  # Ray's cancellation may end the stream here and leave the work there
 
     def leave(self, ids: Sequence[str]) -> None:
-        """Tell the replicas; a batch that no replica has taken yet is told about when one has."""
-        self._left_early |= self._offered.intersection(ids)
-        self._tell(self._taken.intersection(ids))
+        """Tell the replicas; of a batch that nobody has said to have, they are told again when one has."""
+        offered = self._offered.intersection(ids)
+        self._left_early |= offered
+        self._tell(offered | self._taken.intersection(ids))
+
+    def _answered(self, chunk: Sequence[Result]) -> None:
+        self._taken.difference_update(result.id for result in chunk)
 
     def _was_taken(self, ids: set[str]) -> None:
         self._offered -= ids
@@ -258,7 +175,7 @@ async def drive(stage: Stage, calls: Sequence[Call], deliver: Deliver, *, resubm
     except SwitchyardError as raised:
         error = raised
     except asyncio.CancelledError:
-        if _is_left():
+        if is_left():
             raise
         error = StageLost("the replica that had the calls gave them up", outcome=Outcome.UNREACHABLE)
     except Exception as raised:  # a defect of the stage must not hang its callers; logged and answered as lost
@@ -276,68 +193,3 @@ async def drive(stage: Stage, calls: Sequence[Call], deliver: Deliver, *, resubm
 
 def _request_ids(calls: Iterable[Call]) -> list[str]:
     return [call.request_id for call in calls]
-
-
-class Lane:
-    """Turns single questions to a stage into batches: what is asked in one turn of the loop travels together."""
-
-    def __init__(self, stage: Stage, *, resubmit: bool = False) -> None:
-        self._stage = stage
-        self._resubmit = resubmit
-        self._next: list[tuple[Call, asyncio.Future[Result]]] = []
-        self._drives: set[asyncio.Task[None]] = set()
-
-    def ask(self, call: Call) -> asyncio.Future[Result]:
-        """Send the call with the next batch, as part of the current trace; cancel the future to lose interest."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        if not self._next:
-            loop.call_soon(self._flush)
-        trace = current_trace() or call.trace
-        self._next.append((call if trace == call.trace else replace(call, trace=trace), future))
-        return future
-
-    def ask_all(self, calls: Sequence[Call]) -> list[asyncio.Future[Result]]:
-        """Send these calls as one batch now."""
-        loop = asyncio.get_running_loop()
-        batch = [(call, loop.create_future()) for call in calls]
-        self._send(batch)
-        return [future for _, future in batch]
-
-    def _flush(self) -> None:
-        batch, self._next = self._next, []
-        self._send([(call, future) for call, future in batch if not future.done()])
-
-    def _send(self, batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
-        if not batch:
-            return
-        futures = {call.id: future for call, future in batch}
-
-        def deliver(result: Result) -> None:
-            future = futures.pop(result.id)
-            if not future.done():
-                future.set_result(result)
-
-        calls = [call for call, _ in batch]
-        # A batch belongs to all of its callers: in a context of its own, Ray does not cancel it with the first of them.
-        work = drive(self._stage, calls, deliver, resubmit=self._resubmit)
-        task = asyncio.create_task(work, context=contextvars.Context())
-        self._drives.add(task)
-        task.add_done_callback(self._drives.discard)
-        for call_id, future in futures.items():
-            future.add_done_callback(partial(self._leave, call_id, task, futures))
-
-    def _leave(
-        self,
-        call_id: str,
-        task: asyncio.Task[None],
-        futures: dict[str, asyncio.Future[Result]],
-        done: asyncio.Future[Result],
-    ) -> None:
-        """Give up one call of a batch, and the whole batch with its last caller."""
-        if not done.cancelled():
-            return
-        if all(future.cancelled() for future in futures.values()):
-            task.cancel()
-        elif call_id in futures:
-            self._stage.leave([call_id])

@@ -8,8 +8,9 @@ from typing import Any
 from serve_app.adapters.dspy_program import load_program
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
+from serve_app.deployments.call_tasks import CallTasks
 from serve_app.deployments.control_link import ControlLink
-from serve_app.deployments.stage import CallTasks
+from serve_app.deployments.stage import PICKLED
 from serve_app.errors import UpstreamError
 from serve_app.messages import Attempt, Call, Outcome, Result, Usage
 
@@ -144,7 +145,7 @@ class FakeHandle:
         self.stream = FakeStream(items)
 
     def options(self, **options):
-        assert options == {"stream": True, "method_name": "run"}
+        assert options == {"stream": True, "method_name": "run"} | PICKLED
         return self
 
     def remote(self, calls):

@@ -240,7 +240,7 @@ async def test_calls_of_one_batch_keep_their_own_traces(ingress, provider) -> No
     traces = [trace_context(GOOD), trace_context(other), None]
     calls = [ingress._call("ask", {"question": f"q{n}"}, {}, f"r{n}", Freshness()) for n in range(3)]
     calls = [replace(call, trace=trace) for call, trace in zip(calls, traces, strict=True)]
-    for future in ingress._lane.ask_all(calls):
+    for future in ingress.lane.ask_all(calls):
         await future
     sent = sorted(headers.get("traceparent", "") for headers in provider.headers)
     assert sent == ["", GOOD["traceparent"], other["traceparent"]]

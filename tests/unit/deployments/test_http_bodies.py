@@ -11,7 +11,7 @@ from test_http_api import ASK, GOOD, Bench
 from serve_app.config import LimitsConfig
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.http_api import build_api
-from serve_app.deployments.stage import Lane
+from serve_app.deployments.lane import Lane
 from serve_app.messages import CacheStatus, Result
 
 MAX_BYTES = 2048
@@ -185,7 +185,7 @@ async def test_only_if_cached_with_nothing_stored_is_504() -> None:
     config, made = app_config(), link()
     models = FakeStage(ok)
     cache = Cache(config, models, made._telemetry, made)
-    bench.ingress._lane = Lane(cache)
+    bench.ingress.lane = Lane(cache)
     reply = await bench.ask(headers={"cache-control": "only-if-cached"})
     assert (reply.status_code, reply.json()["code"]) == (504, "deadline_exceeded")
     assert models.calls == []

@@ -13,8 +13,8 @@ from serve_app.config import BatchingConfig, LimitsConfig
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.lane import Lane
 from serve_app.deployments.replicas import IngressDeployment
-from serve_app.deployments.stage import Lane
 from serve_app.errors import (
     ControlPlaneUnreachable,
     DeadlineExceeded,
@@ -382,7 +382,7 @@ async def test_the_handler_of_a_batch_returns_at_once_a_future_for_each_call_and
             pass
 
     bench = Bench()
-    bench.ingress._lane = Lane(Broken())
+    bench.ingress.lane = Lane(Broken())
     calls = [bench.ingress._call("ask", {"question": f"q{n}"}, {}, "r", Freshness()) for n in range(3)]
     with contextlib.ExitStack() as waiting:
         for each in calls:
@@ -396,10 +396,12 @@ async def test_the_handler_of_a_batch_returns_at_once_a_future_for_each_call_and
 
 def test_batching_is_changed_on_the_running_replica() -> None:
     batched = IngressDeployment._batched
-    IngressDeployment.set_batching(SimpleNamespace(_batched=batched), BatchingConfig(max_batch_size=7))
+    replica = SimpleNamespace(_batched=batched, lane=SimpleNamespace())
+    IngressDeployment.set_batching(replica, BatchingConfig(max_batch_size=7))
+    assert replica.lane.max_batch_size == 7
     assert (batched._get_max_batch_size(), batched._get_batch_wait_timeout_s()) == (7, 0)
     changed = BatchingConfig(max_batch_size=32, batch_wait_timeout_s=0.5)
-    IngressDeployment.set_batching(SimpleNamespace(_batched=batched), changed)
+    IngressDeployment.set_batching(replica, changed)
     assert (batched._get_max_batch_size(), batched._get_batch_wait_timeout_s()) == (32, 0.5)
 
 

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 from deployment_fakes import FakeStage, call, ok, run_all, settle
 
-from serve_app.deployments.stage import CallTasks, Lane, StageLost, answer_each, drive
+from serve_app.deployments.call_tasks import CallTasks, answer_each
+from serve_app.deployments.lane import Lane
+from serve_app.deployments.stage import StageLost, drive
 from serve_app.errors import ClientClosed, ExecutionError, InvalidInputs, Overloaded
 from serve_app.messages import Outcome, Result
 

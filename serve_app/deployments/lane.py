@@ -1,0 +1,115 @@
+"""``Lane``: the way to a stage, on which single questions become batches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from serve_app.adapters.tracing import current_trace
+from serve_app.core.linger import CallLinger
+from serve_app.deployments.stage import HandleStage, Stage, drive
+from serve_app.messages import Call, Result
+
+MAX_BATCH = 64
+"""Most calls of one batch between parts, where nobody says otherwise."""
+
+
+class Lane:
+    """Turns single questions to a stage into batches: what is asked in one turn of the loop travels together.
+
+    What goes to another process waits a moment longer where company is to be expected (``serve_app.core.linger``).
+
+    Args:
+        stage: who answers.
+        resubmit: ask once more for what a lost replica left unanswered.
+        sent: told the size of each batch.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        resubmit: bool = False,
+        sent: Callable[[int], None] | None = None,
+        max_batch_size: int = MAX_BATCH,
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self._stage = stage
+        self._resubmit = resubmit
+        self._sent = sent
+        self._linger = CallLinger() if isinstance(stage, HandleStage) else None
+        self._in_flight = 0
+        self._next: list[tuple[Call, asyncio.Future[Result]]] = []
+        self._due: asyncio.Handle | None = None
+        self._drives: set[asyncio.Task[None]] = set()
+
+    def ask(self, call: Call) -> asyncio.Future[Result]:
+        """Send the call with the next batch, as part of the current trace; cancel the future to lose interest."""
+        trace = current_trace() or call.trace
+        return self._enqueue(call if trace == call.trace else replace(call, trace=trace))
+
+    def ask_all(self, calls: Sequence[Call]) -> list[asyncio.Future[Result]]:
+        """Send these calls with the next batch, each as part of its own trace."""
+        return [self._enqueue(call) for call in calls]
+
+    def _enqueue(self, call: Call) -> asyncio.Future[Result]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._next.append((call, future))
+        if self._due is None:
+            wait_s = self._linger.seconds(self._in_flight) if self._linger else 0.0
+            self._due = loop.call_later(wait_s, self._flush) if wait_s else loop.call_soon(self._flush)
+        elif len(self._next) == self.max_batch_size:
+            self._due.cancel()
+            self._due = loop.call_soon(self._flush)
+        return future
+
+    def _flush(self) -> None:
+        waiting, self._next, self._due = self._next, [], None
+        waiting = [(call, future) for call, future in waiting if not future.done()]
+        for at in range(0, len(waiting), self.max_batch_size):
+            self._send(waiting[at : at + self.max_batch_size])
+
+    def _send(self, batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
+        futures = {call.id: future for call, future in batch}
+        began, linger = time.monotonic(), self._linger
+
+        def deliver(result: Result) -> None:
+            future = futures.pop(result.id)
+            if linger:
+                linger.answered(time.monotonic() - began)
+            if not future.done():
+                future.set_result(result)
+
+        calls = [call for call, _ in batch]
+        if self._sent:
+            self._sent(len(calls))
+        # A batch belongs to all of its callers: in a context of its own, Ray does not cancel it with the first of them.
+        work = drive(self._stage, calls, deliver, resubmit=self._resubmit)
+        task = asyncio.create_task(work, context=contextvars.Context())
+        self._drives.add(task)
+        task.add_done_callback(self._drives.discard)
+        self._in_flight += len(batch)
+        for call_id, future in futures.items():
+            future.add_done_callback(partial(self._leave, call_id, task, futures))
+
+    def _leave(
+        self,
+        call_id: str,
+        task: asyncio.Task[None],
+        futures: dict[str, asyncio.Future[Result]],
+        done: asyncio.Future[Result],
+    ) -> None:
+        """Give up one call of a batch, and the whole batch with its last caller."""
+        self._in_flight -= 1
+        if not done.cancelled():
+            return
+        if all(future.cancelled() for future in futures.values()):
+            task.cancel()
+        elif call_id in futures:
+            # A turn later: the batch may have been sent in this one, and the stage not know its calls yet.
+            asyncio.get_running_loop().call_soon(self._stage.leave, [call_id])
