@@ -7,14 +7,25 @@ never readings of a clock.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from serve_app.config import Policy
     from serve_app.core.breaker_messages import BreakerReply, BreakerReport
     from serve_app.errors import SwitchyardError
+
+
+T = TypeVar("T")
+
+
+def _crosses(kind: type[T]) -> type[T]:
+    """A dataclass that crosses processes with every call: pickled as its constructor's arguments, at half the cost."""
+    values = attrgetter(*(member.name for member in fields(kind)))  # type: ignore[arg-type]  # it is a dataclass
+    kind.__reduce__ = lambda self: (kind, values(self))  # type: ignore[method-assign]
+    return kind
 
 
 class Level(StrEnum):
@@ -92,6 +103,7 @@ class Outcome(StrEnum):
     REJECTED = "rejected"
 
 
+@_crosses
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a caller may ask for beside the inputs."""
@@ -104,6 +116,7 @@ class Options:
     max_tokens: int | None = None
 
 
+@_crosses
 @dataclass(frozen=True, slots=True)
 class Freshness:
     """A request's ``Cache-Control`` directives (RFC 9111 §5.2.1); the defaults ask for nothing."""
@@ -158,6 +171,7 @@ class Step:
     reply: str
 
 
+@_crosses
 @dataclass(frozen=True, slots=True)
 class Call:
     """One validated call of one program, on its way down the graph.
@@ -210,6 +224,7 @@ class Route:
     refused: str = ""
 
 
+@_crosses
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens spent."""
@@ -221,6 +236,7 @@ class Usage:
         return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
 
 
+@_crosses
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One model asked once for one call; ``resumed`` LM steps of it were taken over from earlier attempts."""
@@ -233,6 +249,7 @@ class Attempt:
     resumed: int = 0
 
 
+@_crosses
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of one call: ``outputs``, or an ``error`` and the ``journal`` of what was finished before it.

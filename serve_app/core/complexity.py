@@ -39,6 +39,7 @@ _MANY_REASONS: Final = 2
 _MEDIUM_POINTS: Final = 1
 _HIGH_POINTS: Final = 3
 
+_BASE64: Final = ";base64,"
 _EMBEDDED = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,[A-Za-z0-9+/=_-]*")
 _QUESTION = re.compile("[?\uff1f\u061f]+")  # Latin, fullwidth, Arabic
 _NUMBER = re.compile(r"(?<!\w)\d+(?:[.,]\d+)*")
@@ -61,17 +62,18 @@ def estimate_tokens(inputs: Mapping[str, Any]) -> int:
     return sum(_tokens(value) for value in _scalars(inputs))
 
 
-def estimate(inputs: Mapping[str, Any]) -> Complexity:
-    """Low, medium or high, by the table above; never ``auto``."""
-    points = _length_points(estimate_tokens(inputs)) + _text_points(_sample(inputs))
+def estimate(inputs: Mapping[str, Any], tokens: int | None = None) -> Complexity:
+    """Low, medium or high, by the table above; never ``auto``. ``tokens`` are the inputs', where they are known."""
+    length = estimate_tokens(inputs) if tokens is None else tokens
+    points = _length_points(length) + _text_points(_sample(inputs))
     if points >= _HIGH_POINTS:
         return Complexity.HIGH
     return Complexity.MEDIUM if points >= _MEDIUM_POINTS else Complexity.LOW
 
 
-def resolve(asked: Complexity, inputs: Mapping[str, Any]) -> Complexity:
+def resolve(asked: Complexity, inputs: Mapping[str, Any], tokens: int | None = None) -> Complexity:
     """What the caller asked for, or the estimate when that was ``auto``."""
-    return estimate(inputs) if asked is Complexity.AUTO else asked
+    return estimate(inputs, tokens) if asked is Complexity.AUTO else asked
 
 
 def _length_points(tokens: int) -> int:
@@ -111,7 +113,7 @@ def _tokens(value: object) -> int:
 
 def _text_tokens(text: str) -> int:
     images = 0
-    if ";base64," in text:
+    if _BASE64 in text:
         text, images = _EMBEDDED.subn("", text)
     if text.isascii():
         return images * IMAGE_TOKENS + -(-len(text) // 4)
@@ -128,6 +130,7 @@ def _sample(inputs: Mapping[str, Any]) -> str:
         if room <= 0:
             break
         if isinstance(value, str):
-            parts.append(_EMBEDDED.sub("", value[:room]))
+            text = value[:room]
+            parts.append(_EMBEDDED.sub("", text) if _BASE64 in text else text)
             room -= len(value)
     return "\n".join(parts)

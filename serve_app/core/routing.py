@@ -86,9 +86,10 @@ class Demand:
     @classmethod
     def of(cls, inputs: Mapping[str, object], options: Options, level_max_tokens: int | None = None) -> Demand:
         """The demand of a call: estimates from its inputs, wishes from its options."""
+        input_tokens = estimate_tokens(inputs)
         return cls(
-            complexity=resolve(options.complexity, inputs),
-            input_tokens=estimate_tokens(inputs),
+            complexity=resolve(options.complexity, inputs, input_tokens),
+            input_tokens=input_tokens,
             budget_usd=options.budget_usd,
             max_tokens=_smallest(options.max_tokens, level_max_tokens),
             pin=options.model,
@@ -175,5 +176,7 @@ def _route(models: Sequence[ModelFacts], demand: Demand) -> Route:
     return Route(tuple(model.name for model in models), estimate_cost_usd(models[0], demand))
 
 
-def _smallest(*bounds: int | None) -> int | None:
-    return min((bound for bound in bounds if bound is not None), default=None)
+def _smallest(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
