@@ -14,7 +14,7 @@ from serve_app.config import AppConfig
 from serve_app.config_check import load_app_config
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.control_link import ControlLink
-from serve_app.deployments.replicas import EMBEDDED_REDIS, Handle, follow_redis, model_stages
+from serve_app.deployments.replicas import EMBEDDED_REDIS, Handle, follow_redis, has_peers, model_stages
 from serve_app.deployments.router import Router
 from serve_app.deployments.stage import Stage
 
@@ -43,6 +43,6 @@ def wire(config: AppConfig, handles: Mapping[str, Handle], telemetry: Telemetry,
     """Behind the ingress' batches: cache and router in the same process, the models one hop away."""
     router = Router(config, model_stages(config, handles), telemetry, link)
     cache = Cache(config, router, telemetry, link)
-    cache.has_peers = config.cache.has_peers(config.ingress)
+    cache.has_peers = has_peers(config.cache, config.ingress)
     cache.spawn(follow_redis(cache, config.cache, handles.get(EMBEDDED_REDIS)))
     return cache

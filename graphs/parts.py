@@ -29,7 +29,6 @@ OPTIONS: dict[str, Any] = {
     "max_ongoing_requests": 10_000,  # a request between parts is a batch; calls are bounded by the ingress
     "graceful_shutdown_wait_loop_s": 0.2,
     "graceful_shutdown_timeout_s": 10,
-    "logging_config": {"enable_access_log": False},  # the ingress writes a line a call, with what became of it
     "max_surge_percent": 100,  # a new replica is there before the old one goes
 }
 

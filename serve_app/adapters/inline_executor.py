@@ -2,8 +2,9 @@
 
 DSPy hands two steps of every LM call to ``asyncio.to_thread``: it puts the request together, and it looks up a price.
 Both take microseconds, and each change of threads costs more than the rest of the call's preparation together
-(``benchmarks/engine_cpu.py``). Only these two are run in place, known by module and name, and the first only when
-its messages are plain text: one that carries media may read files. Whatever a program itself sends to a thread goes
+(``benchmarks/engine_cpu.py``). Only these two are run in place, known by module and name: the first only when its
+messages are plain text, since one that carries media may read files, the second only for an engine of ours, whose
+prices DSPy does not know, since a real look-up may read a file. Whatever a program itself sends to a thread goes
 to a thread, and so does everything if DSPy renames its steps.
 """
 
@@ -47,12 +48,17 @@ def is_short_step(fn: Callable[..., Any]) -> bool:
     if getattr(step, "__module__", None) != _STEPS:
         return False
     name = getattr(step, "__name__", "")
-    return name == _PRICE or (name == _PREPARE and _is_text(*args))
+    return (name == _PREPARE and _is_text(*args)) or (name == _PRICE and _is_unpriced(*args))
 
 
 def use_inline_executor() -> None:
     """Give the running loop such an executor."""
     asyncio.get_running_loop().set_default_executor(InlineExecutor())
+
+
+def _is_unpriced(lm: object, result: object, response: object, provider: object, request: object = None) -> bool:
+    del lm, result, response, request
+    return provider is None
 
 
 def _is_text(lm: object = None, prompt: object = None, messages: object = None, options: object = None) -> bool:

@@ -88,6 +88,7 @@ def configure_logging(deployment: str) -> None:
     root = logging.getLogger("switchyard")
     if root.handlers:
         return
+    logging.getLogger("ray.serve").addFilter(_is_no_access)
     file = _file_beside(_handlers(logging.getLogger("ray.serve").handlers))
     stream: logging.Handler = logging.StreamHandler(sys.__stderr__)
     if file is not None:
@@ -99,6 +100,11 @@ def configure_logging(deployment: str) -> None:
     root.propagate = False
     path = file.baseFilename if file is not None else None
     logging.getLogger("switchyard.start").info("replica.started", extra={"deployment": deployment, "log": path})
+
+
+def _is_no_access(record: logging.LogRecord) -> bool:
+    """Keeps Ray Serve's access log out: a line a call at every hop, where ``call.finished`` says more once."""
+    return not getattr(record, "serve_access_log", False)
 
 
 def _handlers(handlers: Iterable[Any]) -> list[logging.Handler]:

@@ -18,8 +18,11 @@ _Stamp = tuple[object, ...]
 class _RendersOnce:
     """Keeps what ``format_system_message`` returned."""
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - the adapter's own
-        super().__init__(**options)
+    def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - the adapter's own
+        """Not DSPy's, which would wrap ``format`` and ``parse`` for callbacks a second time."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - the adapter's own
+        super().__init__(*args, **options)
         self._rendered: WeakKeyDictionary[type[dspy.Signature], tuple[_Stamp, str]] = WeakKeyDictionary()
 
     def format_system_message(self, signature: type[dspy.Signature]) -> str:

@@ -2,7 +2,7 @@
 
 The rule is Nagle's (RFC 896): whoever is alone goes at once, and who has neighbours under way waits a little for more
 to share a message with. Here *a little* is bounded twice, by ``MAX_LINGER_S`` and by a share of the time that the work
-takes anyway, so a call of 20 ms waits at most 2 ms and one of a second at most 5 ms.
+takes anyway, on the average of a way: where calls take 20 ms it is at most 2 ms, where they take a second 5 ms.
 
 Calls on their way out also need a reason to expect company. By Little's law ``in_flight / round_trip_s`` calls arrive
 a second; only when at least one is expected within the wait does it begin.

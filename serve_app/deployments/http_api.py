@@ -152,13 +152,13 @@ async def _answer(ingress: Ingress, name: str, request: Request) -> Response:
         inputs, options = await _read(ingress, ingress.reader.program(name).name, request, request_id)
         freshness = parse_cache_control(request.headers.get("cache-control", ""))
         result = await ingress.answer(name, inputs, options, request_id, freshness)
+        body = reply(name, request_id, result, time.monotonic() - started)
+        return Response(to_json(body), 200, cache_headers(result), "application/json")
     except SwitchyardError as error:
         return problem_response(error, request_id)
     except Exception:  # a defect of ours: logged with its call, and told to nobody
         log.exception("http.failed", extra={"request_id": request_id, "program": name})
         return problem_response(SwitchyardError("internal failure"), request_id)
-    body = reply(name, request_id, result, time.monotonic() - started)
-    return Response(to_json(body), 200, cache_headers(result), "application/json")
 
 
 async def _read(

@@ -27,6 +27,7 @@ class Lane:
         stage: who answers.
         resubmit: ask once more for what a lost replica left unanswered.
         sent: told the size of each batch.
+        max_batch_size: most calls of one batch; an attribute that may be changed at any time.
     """
 
     def __init__(
@@ -57,16 +58,18 @@ class Lane:
         return [self._enqueue(call) for call in calls]
 
     def _enqueue(self, call: Call) -> asyncio.Future[Result]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._next.append((call, future))
-        if self._due is None:
-            wait_s = self._linger.seconds(self._in_flight) if self._linger else 0.0
-            self._due = loop.call_later(wait_s, self._flush) if wait_s else loop.call_soon(self._flush)
-        elif len(self._next) == self.max_batch_size:
-            self._due.cancel()
-            self._due = loop.call_soon(self._flush)
+        is_full = len(self._next) >= self.max_batch_size
+        if self._due is None or is_full:
+            self._set_due(0.0 if is_full or self._linger is None else self._linger.seconds(self._in_flight))
         return future
+
+    def _set_due(self, wait_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._due is not None:
+            self._due.cancel()
+        self._due = loop.call_later(wait_s, self._flush) if wait_s else loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         waiting, self._next, self._due = self._next, [], None

@@ -30,7 +30,7 @@ from serve_app.adapters.redis_store import RedisStore
 from serve_app.adapters.serve_address import listening_host
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.adapters.tracing import close_tracing, configure_tracing
-from serve_app.config import AppConfig, BatchingConfig, CacheConfig, ModelConfig
+from serve_app.config import AppConfig, BatchingConfig, CacheConfig, ModelConfig, Replicas
 from serve_app.core.model_load import model_deployment_name
 from serve_app.core.operator_access import OperatorAccess, is_loopback
 from serve_app.deployments.autoscaling import stats_of
@@ -90,6 +90,11 @@ def _hold(link: ControlLink, programs: Mapping[str, Program] | None = None) -> c
 
 def _link(control: Handle, deployment: str, telemetry: Telemetry) -> ControlLink:
     return ControlLink(control.options(**PICKLED), deployment, telemetry)
+
+
+def has_peers(config: CacheConfig, holders: Replicas) -> bool:
+    """Whether others may make the same answers; ``deployments:`` may ask for more replicas than ``holders``."""
+    return config.has_peers(holders) or (serve.get_replica_context().world_size or 1) > 1
 
 
 def _signed(function: F) -> F:
@@ -181,7 +186,7 @@ class CacheDeployment(Holding, _Streaming, Cache):
         telemetry = Telemetry()
         link = _link(control, "Cache", telemetry)
         super().__init__(config, HandleStage(downstream), telemetry, link)
-        self.has_peers = config.cache.has_peers(config.cache.replicas)
+        self.has_peers = has_peers(config.cache, config.cache.replicas)
         self._held = _hold(link)
         self._held.push_async_callback(self.aclose)
         self.spawn(follow_redis(self, config.cache, redis))

@@ -36,7 +36,8 @@ Deliver = Callable[[Result], None]
 Answer = Callable[[Call], Awaitable[Result]]
 
 PICKLED: Final[dict[str, Any]] = {"request_serialization": "pickle", "response_serialization": "pickle"}
-"""Options of a handle: what crosses here has importable types, for which plain pickle is half of cloudpickle's work."""
+"""Options of a handle that calls over gRPC, as in throughput mode: every type here can be imported, so plain pickle
+will do, at half of cloudpickle's work."""
 LEAVE_TIMEOUT_S = 2.0
 """Seconds that replicas have to hear which calls were left; one that does not hear it ends them at their deadline."""
 
@@ -88,7 +89,7 @@ class HandleStage:
         """
         ids = {call.id for call in calls}
         stream: Any = self._handle.remote(list(calls))
-        finished = False
+        finished = is_given_up = False
         self._offered |= ids
         try:
             async with asyncio.timeout(self._accept_timeout_s):
@@ -106,11 +107,14 @@ class HandleStage:
             finished = True
             raise Overloaded("too many calls are waiting", retry_after_s=1.0) from error
         except (RayError, DeploymentUnavailableError, StopAsyncIteration) as error:
-            self._taken -= ids  # they may be asked again under the same ids
             log.warning("stage.lost", extra=self._lost(calls, error))
             raise StageLost("the replica that had the calls is gone", outcome=Outcome.UNREACHABLE) from error
+        except (GeneratorExit, asyncio.CancelledError) as error:
+            is_given_up = isinstance(error, GeneratorExit) or is_left()
+            raise
         finally:
-            unanswered = self._taken & ids
+            # What only failed may be asked again under the same ids, so that nobody must be told to leave it.
+            unanswered = (self._offered | self._taken) & ids if is_given_up else set()
             for known in (self._offered, self._taken, self._left_early):
                 known.difference_update(ids)
             if not finished:
@@ -118,7 +122,7 @@ class HandleStage:
                 self._tell(unanswered)  # Ray's cancellation may end the stream here and leave the work there
 
     def leave(self, ids: Sequence[str]) -> None:
-        """Tell the replicas; of a batch that nobody has said to have, they are told again when one has."""
+        """Tell the replicas; of calls that none has acknowledged they are told again once one has."""
         offered = self._offered.intersection(ids)
         self._left_early |= offered
         self._tell(offered | self._taken.intersection(ids))
@@ -142,12 +146,16 @@ class HandleStage:
         try:
             while self._leaving:
                 ids, self._leaving = sorted(self._leaving), set()
-                heard = self._handle.broadcast("leave_calls", ids)
-                await heard.results_async(timeout_s=LEAVE_TIMEOUT_S, return_exceptions=True)
-        except (RayError, RayServeException, TimeoutError) as error:
-            log.warning("stage.leave_unheard", extra={"why": type(error).__name__})
+                await self._broadcast(ids)
         finally:
             self._telling = None
+
+    async def _broadcast(self, ids: list[str]) -> None:
+        try:
+            heard = self._handle.broadcast("leave_calls", ids)
+            await heard.results_async(timeout_s=LEAVE_TIMEOUT_S, return_exceptions=True)
+        except (RayError, RayServeException, TimeoutError) as error:
+            log.warning("stage.leave_unheard", extra={"why": type(error).__name__})
 
     def _lost(self, calls: Sequence[Call], error: BaseException) -> dict[str, Any]:
         why = type(error).__name__

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from serve_app.config import (
     BreakerPolicy,
+    CacheConfig,
     ComplexityThresholds,
     DegradationPolicy,
     LevelConfig,
@@ -115,3 +116,16 @@ def test_a_reward_may_be_named_alone(value: Any) -> None:
 def test_what_names_no_reward_function_is_refused(value: Any) -> None:
     with pytest.raises(ValidationError):
         ProgramConfig.model_validate({"name": "p", "program": "a -> b", "levels": LEVELS, "reward": value})
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "holders", "has_peers"),
+    [
+        ("embedded", Replicas(), False),
+        ("embedded", Replicas(max=2), True),
+        (None, Replicas(), False),
+        ("redis://elsewhere:6379", Replicas(), True),  # other applications may use it
+    ],
+)
+def test_who_may_store_under_the_same_keys(redis_url, holders, has_peers) -> None:
+    assert CacheConfig(redis_url=redis_url).has_peers(holders) is has_peers

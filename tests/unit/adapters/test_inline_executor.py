@@ -1,13 +1,15 @@
 """DSPy's short steps run in place, everything else in a thread."""
 
 import asyncio
+import contextvars
+import functools
 import threading
 
 import dspy
 import pytest
 from dspy import lm15
 
-from serve_app.adapters.inline_executor import use_inline_executor
+from serve_app.adapters.inline_executor import is_short_step, use_inline_executor
 
 REPLY = "[[ ## answer ## ]]\nyes\n\n[[ ## completed ## ]]"
 
@@ -81,3 +83,20 @@ async def test_a_step_that_raises_raises_where_it_is_awaited(executor) -> None:
     with pytest.raises(ValueError, match="n must be a positive integer"):
         await lm.acall(messages=[{"role": "user", "content": "hi"}], n=0)
     assert threads() == set()
+
+
+def test_a_price_that_dspy_would_look_up_is_looked_up_in_a_thread() -> None:
+    def step(name):
+        def run(*_):
+            return None
+
+        run.__module__, run.__name__ = "dspy.clients.execution", name
+        return run
+
+    def wrapped(name, *args):
+        return functools.partial(contextvars.copy_context().run, step(name), *args)
+
+    assert is_short_step(wrapped("_price_result", "lm", "result", "response", None, "request"))
+    assert not is_short_step(wrapped("_price_result", "lm", "result", "response", "openai", "request"))
+    assert not is_short_step(wrapped("_store", "lm"))
+    assert not is_short_step(functools.partial(print, "not a step"))

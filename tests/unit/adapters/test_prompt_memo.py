@@ -4,6 +4,7 @@ import gc
 
 import dspy
 import pytest
+from dspy.utils.callback import BaseCallback
 from pydantic import BaseModel
 
 from serve_app.adapters import prompt_memo
@@ -76,3 +77,21 @@ def test_a_variant_of_a_signature_has_its_own() -> None:
     adapter, find = prompt_memo.ChatAdapter(), signature()
     adapter.format_system_message(find)
     assert "Look twice." in adapter.format_system_message(find.with_instructions("Look twice."))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+def test_callbacks_hear_of_a_format_as_often_as_with_dspys_own(ours, theirs) -> None:
+    class Heard(BaseCallback):
+        def __init__(self) -> None:
+            self.inputs = []
+
+        def on_adapter_format_start(self, call_id, instance, inputs) -> None:
+            del call_id, instance
+            self.inputs.append(sorted(inputs))
+
+    heard = {}
+    for kind in (ours, theirs):
+        heard[kind] = Heard()
+        kind(callbacks=[heard[kind]]).format(signature(), [], {"text": "x"})
+    assert heard[ours].inputs == heard[theirs].inputs
+    assert heard[ours].inputs

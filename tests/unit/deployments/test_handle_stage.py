@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from serve_app.deployments.lane import Lane
-from serve_app.deployments.stage import HandleStage, StageLost
+from serve_app.deployments.stage import HandleStage, StageLost, drive
 from serve_app.errors import Overloaded
 
 
@@ -188,3 +188,37 @@ async def test_nothing_is_remembered_of_a_batch_that_ended() -> None:
     stage = HandleStage(FakeHandle((), [ok(call(1))]))
     await run_all(stage, call(1))
     assert not (stage._offered | stage._taken | stage._left_early | stage._leaving)
+
+
+async def test_a_batch_that_everybody_left_before_a_replica_said_to_have_it_is_told_of_too() -> None:
+    """The replica says so only after some milliseconds, and has long been at work then."""
+    handle = Leavable("silence")
+    handle.heard.set()
+    _, running = await taken(handle)
+    running.cancel()
+    await settle()
+    assert handle.stream.is_cancelled
+    assert handle.told == [["c1", "c2", "c3", "c4"]]
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError(), RayActorError(), KeyError("unreadable")])
+async def test_a_call_that_is_asked_again_is_not_left_because_of_its_first_run(failure) -> None:
+    handle = Leavable((), failure)
+    handle.heard.set()
+    results: list = []
+    again = asyncio.create_task(drive(HandleStage(handle), [call(1)], results.append, resubmit=True))
+    await settle()
+    assert handle.told == []
+    again.cancel()
+
+
+async def test_a_message_that_fails_holds_up_none_after_it() -> None:
+    handle = Leavable((), "silence", error=TimeoutError())
+    stage, running = await taken(handle)
+    stage.leave(["c1"])
+    await settle()
+    stage.leave(["c2"])
+    handle.heard.set()
+    await settle()
+    assert handle.told == [["c1"], ["c2"]]
+    running.cancel()

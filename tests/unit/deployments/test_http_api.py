@@ -178,3 +178,16 @@ async def test_not_ready_is_503() -> None:
     bench.link._handle = object()
     assert (await bench.client.get("/ready")).status_code == 503
     assert (await bench.client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("path", [f"/prefix{ASK}", ASK])
+async def test_below_a_route_prefix_programs_are_found_as_everything_else_is(path) -> None:
+    """Ray Serve tells the prefix as ASGI's ``root_path``, and leaves it in the path."""
+    bench = Bench()
+    transport = httpx.ASGITransport(build_api(bench.ingress), root_path="/prefix")
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        reply = await client.post(path, json=GOOD)
+        assert reply.status_code == 200
+        assert (await client.get(path)).status_code == 200
+        assert (await client.put(path, json=GOOD)).status_code == 405
+        assert (await client.post(f"{path}s", json=GOOD)).json()["code"] == "unknown_program"

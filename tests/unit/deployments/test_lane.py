@@ -94,3 +94,15 @@ async def test_a_call_left_in_the_turn_in_which_it_is_sent_is_left_by_the_stage(
     assert stage.cancelled == [each for each in asked if each == "c1"]
     assert not stays.done()
     stays.cancel()
+
+
+async def test_a_batch_of_one_is_full_at_once() -> None:
+    stage = FakeStage(lambda _: asyncio.Event().wait())
+    lane = lingering(Lane(stage, max_batch_size=1), 60.0)
+    asked = [lane.ask(call(1))]
+    await settle()
+    asked.append(lane.ask(call(2)))
+    await settle()
+    assert [len(batch) for batch in stage.batches] == [1, 1]
+    for each in asked:
+        each.cancel()

@@ -285,3 +285,13 @@ async def test_a_caller_with_max_age_gets_no_answer_older_than_that_from_another
     result = (await run_all(replicas[1], call(1, freshness=Freshness(max_age_s=10))))["c1"]
     assert result.cache is CacheStatus.MISS
     assert model.calls == 2
+
+
+async def test_a_cache_without_peers_takes_no_lease(replicas, model, client) -> None:
+    replicas[0].has_peers = False
+    running = asking(replicas[0], *calls(5))
+    await model.started.wait()
+    assert await client.exists(LEASE) == 0
+    model.gate.set()
+    assert {result.error for result in (await running).values()} == {None}
+    assert model.calls == 1
