@@ -3,7 +3,7 @@
     <path>/<program>/<replica>-<n>.jsonl        mode 0600, each replica its own files
 
 A full or missing disk loses lines, which is counted and logged; no call waits for it.
-``serve_app.adapters.trainset`` reads what stands here.
+``serve_app.trainset`` reads what stands here.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import { credentials, forgetOperatorKey, keepOperatorKey, operatorKey } from "./
 import { ORDERS, giveOrder } from "./orders.js";
 import { getJson } from "./server.js";
 
+const EVERY = "*";
 const LEVELS = ["full", "degraded", "minimal"];
 
 /** Shows the forms once and keeps what they offer up to date. */
@@ -15,7 +16,7 @@ export class Operate {
     this.refused = null; // the order that waits for a key
     this.isBusy = false;
     this.model = select("order-model");
-    this.program = select("order-program", option("", "every program"));
+    this.program = select("order-program", ...programs([]));
     this.reason = element("input", { id: "order-reason", required: true, maxlength: 200, autocomplete: "off" });
     this.level = select("order-level", option("", "as policy and readings say"), LEVELS.map((name) => option(name, words(name))));
     this.key = element("input", { id: "operator-key", type: "password", required: true, pattern: "[!-~]+", autocomplete: "off" });
@@ -23,9 +24,9 @@ export class Operate {
   }
 
   /** Offer what a status and the list of programs name; `isOpen` says that the server shows us what operators see. */
-  update(models, programs, isOpen) {
+  update(models, names, isOpen) {
     if (models.length) show(this.model, models, () => models.map((name) => option(name, name)));
-    show(this.program, programs, () => [option("", "every program"), ...programs.map((name) => option(name, name))]);
+    show(this.program, names, () => programs(names));
     this.isOpen = isOpen;
     this.#showKey();
   }
@@ -44,7 +45,7 @@ export class Operate {
   }
 
   #cacheForm() {
-    const clear = () => this.#give(ORDERS.clear(this.program.value || null));
+    const clear = () => this.#give(ORDERS.clear(this.program.value === EVERY ? null : this.program.value));
     return form("Cache", [field("Stored answers of", this.program)], [button("Clear")], clear);
   }
 
@@ -138,7 +139,12 @@ function field(label, control) {
 }
 
 function select(id, ...options) {
-  return element("select", { id, required: id === "order-model" }, ...options);
+  return element("select", { id, required: id !== "order-level" }, ...options);
+}
+
+/** Nothing is chosen at first: one click too many should not forget every answer. */
+function programs(names) {
+  return [option("", "choose"), ...names.map((name) => option(name, name)), option(EVERY, "every program")];
 }
 
 function option(value, text) {

@@ -18,7 +18,17 @@ export function showStatus(status) {
   show(byId("models-view"), [status.models, status.queues, status.quality], () => modelsTable(status));
   show(byId("system"), [status.replicas, status.queues, status.caches, status.cost_usd, status.ready], () => tiles(status));
   const hidden = status.control_plane ? "not known" : "It is shown to operators: enter the operator key.";
-  show(byId("policy-view"), status.policy ?? hidden, (shown) => (status.policy ? tree(shown) : note(hidden)));
+  const problems = status.policy_problems ?? [];
+  show(byId("policy-view"), [status.policy ?? hidden, problems], () =>
+    status.policy ? element("div", {}, problems.length ? refused(problems) : null, tree(status.policy)) : note(hidden),
+  );
+}
+
+/** What keeps the newest policy out; the one before stays in force, which nothing else would tell. */
+function refused(problems) {
+  const lines = problems.map((problem) => element("li", {}, problem));
+  const text = "The newest policy was refused, and the one below is in force:";
+  return element("div", { class: "refused", role: "alert" }, element("p", {}, text), element("ul", {}, lines));
 }
 
 function showLevel(status) {

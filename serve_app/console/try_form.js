@@ -6,6 +6,7 @@ import { controlFor } from "./schema_controls.js";
 import { callProgram } from "./server.js";
 
 const COMPLEXITIES = ["auto", "low", "medium", "high"];
+const PRIORITIES = ["default", "critical", "sheddable"];
 
 /** The form and its answer for a program as GET v1/programs/{name} describes it. */
 export function tryForm(program) {
@@ -55,6 +56,9 @@ function optionControls(program) {
   const models = (program.models ?? []).map((name) => element("option", { value: name }, name));
   const model = element("select", { id: "option-model" }, anyModel, models);
   const deadline = element("input", { id: "option-deadline", type: "number", min: 0.1, step: "any", placeholder: "default" });
+  const budget = element("input", { id: "option-budget", type: "number", min: 0, step: "any", placeholder: "none" });
+  const tokens = element("input", { id: "option-tokens", type: "number", min: 1, step: 1, placeholder: "the program's" });
+  const priority = element("select", { id: "option-priority" }, PRIORITIES.map((name) => element("option", {}, name)));
   const skipCache = element("input", { id: "option-fresh", type: "checkbox" });
   const field = (label, control) => element("div", { class: "field" }, element("label", { for: control.id }, label), control);
   return {
@@ -62,6 +66,9 @@ function optionControls(program) {
       field("Complexity", complexity),
       field("Model", model),
       field("Deadline, seconds", deadline),
+      field("Budget, USD", budget),
+      field("Most tokens of each LM call", tokens),
+      field("Priority", priority),
       element("div", { class: "field check" }, element("label", { for: skipCache.id }, "Ask anew, past the cache"), skipCache),
     ],
     skipCache: () => skipCache.checked,
@@ -69,6 +76,9 @@ function optionControls(program) {
       complexity: complexity.value,
       ...(model.value && { model: model.value }),
       ...(deadline.value && { deadline_s: Number(deadline.value) }),
+      ...(budget.value && { budget_usd: Number(budget.value) }),
+      ...(tokens.value && { max_tokens: Number(tokens.value) }),
+      ...(priority.value !== PRIORITIES[0] && { priority: priority.value }),
     }),
   };
 }

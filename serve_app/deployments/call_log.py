@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from serve_app.adapters.json_log import CALLS, log_fields
 from serve_app.adapters.tracing import current_trace
 from serve_app.deployments.http_problems import attempts_json
+from serve_app.messages import CacheStatus, Result
 
 if TYPE_CHECKING:
     from serve_app.errors import SwitchyardError
-    from serve_app.messages import Level, Result
+    from serve_app.messages import Level
 
 log = logging.getLogger(CALLS)
 
@@ -53,11 +54,9 @@ class Ending:
             "model": self.model,
             "status": self._status,
             "code": self.code,
-            "level_of_service": self._level.value,
             "latency_s": round(latency_s, 6),
         }
-        if self._result is not None:
-            fields |= _spent(self._result)
+        fields |= _spent(self._result or Result("", level=self._level, cache=CacheStatus.BYPASS))
         if trace := current_trace():
             fields["trace_id"] = trace.trace_id
         log_fields(log, "call.finished", fields)

@@ -39,6 +39,8 @@ log = logging.getLogger("switchyard.http")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CONFIGURATION = frozenset({"policy", "policy_problems"})
 """What of the status is for operators only; what the system does is for everybody."""
+NO_PROGRAM = "none"
+"""Under which calls of programs that there are not are counted: a label's values never come from a caller."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -149,7 +151,7 @@ async def _answer(ingress: Ingress, name: str, request: Request) -> Response:
     about_call(request_id)
     join(trace_context(request.headers))
     try:
-        inputs, options = await _read(ingress, ingress.reader.program(name).name, request, request_id)
+        inputs, options = await _read(ingress, name, request, request_id)
         freshness = parse_cache_control(request.headers.get("cache-control", ""))
         result = await ingress.answer(name, inputs, options, request_id, freshness)
         body = reply(name, request_id, result, time.monotonic() - started)
@@ -165,11 +167,12 @@ async def _read(
     ingress: Ingress, program: str, request: Request, request_id: str
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The call's inputs and options; a body that cannot be read is counted here, since it never becomes a call."""
-    started = time.monotonic()
+    started, counted = time.monotonic(), NO_PROGRAM
     try:
+        counted = ingress.reader.program(program).name
         return ingress.reader.body(await read_body(request, ingress.config.limits.max_body_bytes))
     except SwitchyardError as error:
-        ingress.refused(program, error, request_id, time.monotonic() - started)
+        ingress.refused(counted, error, request_id, time.monotonic() - started)
         raise
 
 

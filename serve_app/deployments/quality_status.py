@@ -6,7 +6,6 @@ from typing import Any
 
 from serve_app.adapters.telemetry import Family, Labels, MetricsPage, gauge
 from serve_app.config import RoutingPolicy
-from serve_app.core.learned_quality import Evidence
 from serve_app.core.quality_board import QualityBoard
 from serve_app.messages import Level
 
@@ -38,22 +37,22 @@ def quality_status(board: QualityBoard, page: MetricsPage, policy: RoutingPolicy
 
 
 def quality_gauges(board: QualityBoard, policy: RoutingPolicy) -> tuple[Family, ...]:
-    """Recent means by origin, versions taken together; and the quality that was learned beside the prior."""
-    merged: dict[Labels, Evidence] = {}
+    """Recent means by origin, and what was learned beside the prior; a version goes with its last scores."""
+    means: dict[Labels, float] = {}
     for (origin, metric_type), evidence in board.scores(policy.learning.half_life_s).items():
         labels: Labels = (
             ("level", origin.level.value),
             ("metric_type", metric_type.value),
             ("model", origin.model),
             ("program", origin.program),
+            ("version", origin.version),
         )
-        merged[labels] = merged.get(labels, Evidence()) + evidence
+        means[labels] = evidence.mean
     learned: dict[Labels, float] = {
         (("level", level.value), ("model", model), ("program", program)): quality
         for (program, level, model), quality in board.learned(policy.learning).items()
     }
     priors: dict[Labels, float] = {(("model", model),): prior for model, prior in board.priors.items()}
-    means = {labels: evidence.mean for labels, evidence in merged.items()}
     return (
         gauge("dspy_quality_mean", "Mean of recent scores, 0 to 1.", means),
         gauge("dspy_quality_learned", "Quality learned from scores, 0 to 1.", learned),

@@ -43,6 +43,8 @@ log = logging.getLogger("switchyard.router")
 
 REPLY_GRACE_S = 0.5
 """Seconds a replica has, past an attempt's time, to say itself that the time is over."""
+COOLING = "cooling"
+"""Reason of a refusal for a model whose provider asked to be left alone for a while."""
 BUSY = "busy"
 """Reason of a refusal for a model whose queue is too long for the call."""
 
@@ -307,7 +309,8 @@ class Router:
         if BUSY in reasons:
             self._telemetry.shed(BUSY, journey.call.options.priority)
             return Overloaded("every model of the route is too busy to answer in time", retry_after_s)
-        if reasons == {"cooling"}:
+        if reasons == {COOLING}:
+            self._telemetry.shed(COOLING, journey.call.options.priority)
             return RateLimited("every model is cooling down after a rate limit", retry_after_s)
         return CircuitOpen("every model of the route is down at the moment", retry_after_s)
 

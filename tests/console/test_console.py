@@ -67,6 +67,7 @@ def test_it_shows_what_the_status_says(console) -> None:
         assert shown in system
     console.one("#policy summary").click()
     assert "failure_rate_threshold\n0.5" in console.text("#policy-view")
+    assert "refused" not in console.text("#policy-view")
 
 
 @pytest.mark.parametrize("server", ["", "/compact"], indirect=True)
@@ -108,13 +109,17 @@ def test_a_call_is_posted_with_the_types_of_its_inputs_and_its_answer_is_shown(c
     fill_in(console)
     console.one("#option-complexity option:nth-child(4)").click()
     console.one("#option-deadline").send_keys("2.5")
+    console.one("#option-budget").send_keys("0.25")
+    console.one("#option-tokens").send_keys("64")
+    console.one("#option-priority option:nth-child(2)").click()
     console.one("#option-fresh").click()
     press_call(console)
     console.until_text(".answer", "Answer")
     ((program, body, headers),) = server.posts
     assert program == "triage"
     assert headers["cache-control"] == "no-cache"
-    assert body["options"] == {"complexity": "high", "deadline_s": 2.5}
+    wishes = {"deadline_s": 2.5, "budget_usd": 0.25, "max_tokens": 64, "priority": "critical"}
+    assert body["options"] == {"complexity": "high"} | wishes
     expected = {"ticket": "My invoice is wrong.", "urgency": 4, "channel": "phone", "tags": ["a", "b"]}
     assert body["inputs"] == expected | {"is_customer": True}
     answer = console.text(".answer")
@@ -269,6 +274,23 @@ def test_a_keyboard_is_enough_and_its_place_is_seen(console, server) -> None:
     console.one("#try form button[type=submit]").send_keys(Keys.ENTER)
     console.until_text(".answer", "Answer")
     assert console.script("return document.activeElement.textContent") == "Call"
+
+
+def test_a_refused_policy_is_said_above_the_one_in_force(console, server) -> None:
+    console.one("#policy summary").click()
+    server.status["policy_problems"] = ["degradation.exit_ratio: must be below 1"]
+    console.until_text("#policy-view .refused", "exit_ratio: must be below 1")
+    assert "failure_rate_threshold" in console.text("#policy-view")
+    server.status["policy_problems"] = []
+    console.until(lambda: not console.all("#policy-view .refused"), 5, "the problem to go")
+
+
+def test_what_is_jumped_to_is_not_under_the_header(console) -> None:
+    console.screen(1280, 500, dark=False)
+    console.script("location.hash = '#models'")
+    console.script("const of = (name) => document.querySelector(name).getBoundingClientRect(); window.edges = of")
+    below = "return window.edges('#models').top >= window.edges('header').bottom - 1"
+    console.until(lambda: console.script(below), 3, "the models below the header")
 
 
 def test_every_control_has_a_label(console) -> None:

@@ -75,6 +75,11 @@ def isolate(page: Page) -> None:
     press(page, "Models", "Isolate")
 
 
+def clear_everything(page: Page) -> None:
+    page.one("#order-program option[value='*']").click()
+    press(page, "Cache", "Clear")
+
+
 def said_is_in_sight(page: Page) -> bool:
     top, bottom, height = page.script(
         "const {top, bottom} = document.querySelector('#order-said').getBoundingClientRect(); return [top, bottom, innerHeight]"
@@ -99,7 +104,7 @@ def test_each_order_is_sent_and_said_to_be_done(console, server) -> None:
     console.one("#order-level option[value='']").click()
     press(console, "Level of service", "Hold")
     console.until_text(SAID, "follows the policy and the readings again")
-    press(console, "Cache", "Clear")
+    clear_everything(console)
     console.until_text(SAID, "every program")
     console.one("#order-program option[value=triage]").click()
     press(console, "Cache", "Clear")
@@ -107,6 +112,12 @@ def test_each_order_is_sent_and_said_to_be_done(console, server) -> None:
     orders = [("isolate", "medium", "wrong answers"), ("reset", "medium"), ("pin", "minimal"), ("pin", None)]
     assert server.orders == [*orders, ("forget", None), ("forget", "triage")]
     assert console.complaints() == []
+
+
+def test_answers_are_forgotten_of_what_was_chosen_and_nothing_is_at_first(console, server) -> None:
+    press(console, "Cache", "Clear")
+    assert console.script("return document.querySelector('#order-program').validity.valueMissing") is True
+    assert server.orders == []
 
 
 def test_a_model_is_not_isolated_without_a_reason(console, server) -> None:
@@ -134,18 +145,18 @@ def test_without_the_key_an_order_is_refused_the_page_says_so_and_the_key_gives_
     page.until_text(SAID, "medium is isolated")
     assert keyed.orders == [("isolate", "medium", "wrong answers")]
     assert page.one("#operator-key").get_property("value") == ""
-    press(page, "Cache", "Clear")  # asked for once
+    clear_everything(page)  # the key was asked for once
     page.until_text(SAID, "every program")
     page.driver.refresh()
     page.until_text("#connection", "connected")
     page.until(lambda: page.all("#order-program option[value=triage]"), 5, "the programs to choose from")
-    press(page, "Cache", "Clear")
+    clear_everything(page)
     page.until_text(SAID, "every program")
     assert len(keyed.orders) == 3
     press(page, "Operator key", "Forget the key")
     page.until_text(SAID, "The key is forgotten")
     assert page.script(KEPT) is None
-    press(page, "Cache", "Clear")
+    clear_everything(page)
     page.until_text(SAID, "this needs the operator key")
     assert len(keyed.orders) == 3
     assert KEY not in "".join(keyed.paths) + page.driver.current_url

@@ -21,7 +21,7 @@ from serve_app.adapters.redis_store import RedisStats
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.deployments.control_plane import ControlPlane
-from serve_app.messages import Attempt, Outcome, Report, Usage
+from serve_app.messages import Attempt, Level, MetricType, Origin, Outcome, Report, ScoreSum, Usage
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "cluster" / "monitoring"
@@ -89,7 +89,9 @@ def page() -> str:
         plane = ControlPlane(AppConfig.model_validate(args))
         gauges = {"queue_depth": 1.0, "node_cpu": 0.5, "node_memory": 0.5}
         plane.reconfigure({"degradation": {"pin": "degraded"}})  # what holds a level is a metric only while one is held
-        await plane.exchange(Report("r", "Model-m", gauges=gauges, metrics=telemetry.samples()))
+        scores = (ScoreSum(Origin("triage", "v1", "small", Level.FULL), MetricType.REWARD, 100.0, 50.0),)
+        told: dict[str, Any] = {"versions": {"triage": "v1"}, "scores": scores}
+        await plane.exchange(Report("r", "Model-small", gauges=gauges, metrics=telemetry.samples(), **told))
         return await plane.metrics()
 
     return asyncio.run(make()).decode()

@@ -147,7 +147,8 @@ async def test_bad_input_never_reaches_the_stage_nor_makes_a_label() -> None:
         assert (await bench.ask(body)).status_code == 422
     assert (await bench.client.post("/v1/programs/evil", json=GOOD)).status_code == 404
     assert bench.stage.calls == []
-    assert set(bench.counted()) == {"invalid_inputs"}
+    assert set(bench.counted()) == {"invalid_inputs", "unknown_program"}
+    assert "evil" not in str(list(bench.link._telemetry.samples()))
 
 
 async def test_text_that_is_not_valid_unicode_is_written_with_escapes() -> None:

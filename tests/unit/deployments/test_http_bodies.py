@@ -216,3 +216,12 @@ async def test_programs_are_listed_and_described() -> None:
 async def test_metrics_are_prometheus_text() -> None:
     reply = await Bench().client.get("/metrics")
     assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+async def test_a_call_of_no_program_is_counted_under_none_whatever_it_is_called() -> None:
+    bench = Bench()
+    for name in ("aks", "ask/extra", "../secret"):
+        assert (await bench.client.post(f"/v1/programs/{name}", json={"inputs": {}})).status_code == 404
+    families = {family.name: family for family in bench.link._telemetry.samples()}
+    rows = [dict(labels) for name, labels, _ in families["dspy_requests"].samples if name.endswith("_total")]
+    assert rows == [{"program": "none", "model": "none", "status": "unknown_program"}]
