@@ -23,11 +23,11 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY) ## Serve serve_config.yaml on this machine (Ctrl-C ends it)
 	@$(BIN)/switchyard run $(CONFIG)
 
-test: $(READY) ## Run every test
-	@$(BIN)/python -m pytest
+test: test-unit $(READY) ## Run every test
+	@$(BIN)/python -m pytest tests/integration tests/console
 
-test-unit: $(READY) ## Run the tests that need no Ray
-	@$(BIN)/python -m pytest tests/unit
+test-unit: $(READY) ## Run the tests that need no Ray, on every core
+	@$(BIN)/python -m pytest tests/unit -n auto
 
 check: lint types test ## What CI runs: lint, types, tests
 

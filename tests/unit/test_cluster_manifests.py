@@ -289,3 +289,16 @@ def test_docker_understands_the_compose_file() -> None:
     command = [docker, "compose", "-f", str(CLUSTER / "compose.yaml"), "config", "-q"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 0, found.stderr
+
+
+def test_the_image_serves_to_all_who_reach_the_container_and_records_have_a_place() -> None:
+    """Its build changes the one address in the file that would keep a published port silent."""
+    dockerfile = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    (found,) = re.findall(r"sed -i 's/(.*?)/(.*?)/' serve_config\.yaml", dockerfile)
+    changed, count = re.subn(found[0], found[1], (ROOT / "serve_config.yaml").read_text(encoding="utf-8"))
+    assert count == 1
+    assert yaml.safe_load(changed)["http_options"]["host"] == "0.0.0.0"
+    record = "/var/lib/switchyard/record"
+    assert f"install -d -o switchyard -g switchyard {record}" in dockerfile
+    assert "records:/var/lib/switchyard" in load(CLUSTER / "compose.yaml")["services"]["switchyard"]["volumes"]
+    assert record in (ROOT / "docs/quality.md").read_text(encoding="utf-8")
