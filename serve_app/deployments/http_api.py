@@ -48,7 +48,7 @@ class Api(FastAPI):
     """The ASGI application; calls of programs go straight to their handler.
 
     The middleware that FastAPI puts around every request resolves dependencies, keeps exit stacks and asks for a
-    tracer: a fifth of what a hit costs, and nothing of it is used here.
+    tracer: a tenth of an ingress' work, and nothing of it is used here.
     """
 
     def __init__(self, ingress: Ingress, **options: Any) -> None:  # noqa: ANN401 - FastAPI's own

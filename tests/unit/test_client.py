@@ -3,6 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import use_span
@@ -14,6 +15,7 @@ from ray.serve.exceptions import (
     RequestCancelledError,
 )
 
+from serve_app.bulk.ray_data import PredictBatches
 from serve_app.client import GRACE_S, Client, connect
 from serve_app.errors import (
     ClientClosed,
@@ -259,3 +261,19 @@ def test_who_stops_to_iterate_asks_no_more() -> None:
     for _ in Client(handle).predict_many("ask", ({"question": str(number)} for number in range(1000)), concurrency=2):
         break
     assert len(handle.asked) < 10
+
+
+@pytest.mark.parametrize("column", [list, np.array])
+def test_a_batch_of_ray_data_gets_the_outputs_as_columns_and_loses_no_row(column) -> None:
+    predict = PredictBatches("ask", ["question"], ["answer"], client=Client(Picky()))
+    batch = {"id": column([7, 8, 9]), "question": column(["a", "bad", "b"])}
+    made = predict(batch)
+    assert made["answer"] == ["A", None, "B"]
+    assert made["error"] == [None, "invalid_inputs: inputs.question: bad", None]
+    assert made["id"] is batch["id"]
+    assert predict({name: values[:0] for name, values in batch.items()})["answer"] == []
+
+
+def test_a_batch_without_the_column_says_so() -> None:
+    with pytest.raises(KeyError, match="question"):
+        PredictBatches("ask", ["question"], ["answer"], client=Client(Picky()))({"text": ["a"]})
