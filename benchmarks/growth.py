@@ -215,8 +215,8 @@ ROWS: dict[str, tuple[str, Callable[[float, int], None]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=[*ROWS], default=[*ROWS])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a round")
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     for name in options.rows:
         title, run = ROWS[name]

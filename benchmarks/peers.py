@@ -30,7 +30,7 @@ from benchmarks.processes import direct_children, signal_trees
 from benchmarks.serving import serving, simulator
 
 WELL_WITHIN_S = 60.0
-WARM_UP_S = 2.0
+WARM_UP_S = 1.0
 HEADER = (
     "| peer | version | the peer | standard | compact | standard / peer | compact / peer | "
     "failed calls: peer, standard, compact |\n|---|---|---|---|---|---|---|---|"
@@ -76,7 +76,7 @@ class Contestant:
     def _wait_until_well(self) -> None:
         """Wait until it has noticed that it stood still: health checks that were under way then may have failed."""
         give_up = time.monotonic() + WELL_WITHIN_S
-        while not all(sample.status == OK for sample in measure(self._load(1.0, 4))):
+        while not all(sample.status == OK for sample in measure(self._load(0.5, 4))):
             if time.monotonic() > give_up:
                 raise TimeoutError(f"{self.url} does not answer well within {WELL_WITHIN_S:g} s after it stood still")
 
@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", choices=[*PEERS], default=[*PEERS])
     parser.add_argument("--latencies", nargs="+", type=float, default=[0.0, 0.2], help="of the provider, seconds")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--callers", type=int, default=32)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end by force would leave others standing still

@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graph", choices=[*PATHS], default="standard")
     parser.add_argument("--seconds", type=float, default=600.0, help="that count")
-    parser.add_argument("--warm-up", type=float, default=120.0, help="seconds before that")
+    parser.add_argument("--warm-up", type=float, default=60.0, help="seconds before that")
     parser.add_argument("--share", type=float, default=0.7, help="of capacity")
     options = parser.parse_args()
     soak(options.graph, options.seconds, options.warm_up, options.share)
