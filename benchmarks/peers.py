@@ -152,6 +152,7 @@ def peers(options: argparse.Namespace) -> None:
         for name in options.peers:
             print(f"beside {name} ...", file=sys.stderr)
             for latency_s, row in rows(ours, provider, PEERS[name], options):
+                print(f"{latency_s:g} s: {row}", file=sys.stderr, flush=True)
                 tables[latency_s].append(row)
     for latency_s, table in tables.items():
         ceiling = f"; {options.callers / latency_s:.0f} answers a second are all there can be" if latency_s else ""

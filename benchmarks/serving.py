@@ -107,6 +107,8 @@ def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.send_signal(signal.SIGINT)
         try:
             process.wait(ENDED_S)
+        except subprocess.TimeoutExpired:
+            print(f"killed after {ENDED_S} s: {process.args}", file=sys.stderr)
         finally:
             _, alive = psutil.wait_procs(children, timeout=5)
             for child in alive:

@@ -196,7 +196,7 @@ class Odd:
         Colour.RED,
         "\ud800",
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,  # the same in every process of a run
 )
 def test_what_json_cannot_say_and_nothing_declares_is_run_again(value):
     runs = []

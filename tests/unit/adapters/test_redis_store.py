@@ -271,7 +271,16 @@ async def test_a_flushed_server_is_a_miss_and_then_used_again(store: RedisStore,
     assert await store.get_many([AT]) == [b"answer"]
 
 
-@pytest.mark.parametrize("hostile", [b"", b"short", b"12345678", os.urandom(8) + b"answer", b"\x80\x04." * 100])
+HOSTILE = {
+    "empty": b"",
+    "short": b"short",
+    "eight": b"12345678",
+    "random": os.urandom(8) + b"answer",
+    "pickle": b"\x80\x04." * 100,
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 async def test_bytes_that_someone_else_put_there_are_a_miss(store: RedisStore, client: Redis, hostile: bytes) -> None:
     await put(store)
     await client.set("switchyard:triage:k1", hostile)
