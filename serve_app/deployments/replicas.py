@@ -55,8 +55,9 @@ log = logging.getLogger("switchyard.replicas")
 
 EMBEDDED_REDIS = "EmbeddedRedis"
 """Name of the deployment that runs the embedded Redis."""
-MODEL_ACCEPT_S = 2.0
-"""Seconds within which some replica of a model must take a batch."""
+MODEL_ACCEPT_S = 5.0
+"""Seconds within which some replica of a model must take a batch. One that lives does so within milliseconds, but where
+a new version starts on a small machine it may wait for a core for seconds."""
 REDIS_REFRESH_S = 2.0
 """Seconds between looks at where the embedded Redis is: it may have been started anew."""
 

@@ -182,7 +182,7 @@ class Callers:
                 try:
                     reply = client.post(self._url, json=body, headers=NO_STORE)
                     status = reply.status_code  # Ray's proxy says in plain text that a replica died with a call
-                    outputs = json.dumps(sorted(reply.json()["outputs"])) if status == 200 else ""
+                    outputs = json.dumps(sorted(reply.json()["outputs"])) if status == 200 else reply.text
                 except httpx.TransportError:
                     status, outputs = 0, ""
                 self.ended.append((began, time.monotonic(), status, outputs))
@@ -237,4 +237,5 @@ def test_an_application_spreads_survives_a_node_and_is_replaced_under_load(provi
             until(
                 lambda: all("reasoning" in outputs for *_, outputs in callers.ended[-100:]), "the new version answers"
             )
-        assert callers.statuses().keys() == {200}, callers.statuses()
+        failed = [(round(end - began, 3), status, said) for began, end, status, said in callers.ended if status != 200]
+        assert not failed, f"{callers.statuses()}: {failed}"
