@@ -177,24 +177,24 @@ def test_the_key_shows_the_policy_and_a_wrong_one_does_not(page, keyed) -> None:
 
 def test_a_refusal_that_no_key_would_mend_is_shown_with_its_reason(console, server) -> None:
     server.access = OperatorAccess()
-    press(console, "Cache", "Clear")
+    clear_everything(console)
     console.until_text(SAID, "Refused: no operator key is set")
     assert server.orders == []
 
 
 def test_an_order_that_did_not_arrive_is_told_apart_from_a_refused_one(console, server) -> None:
     server.obeys = False
-    press(console, "Cache", "Clear")
+    clear_everything(console)
     console.until_text(SAID, "the control plane cannot be asked")
     server.stop()
-    press(console, "Cache", "Clear")
+    clear_everything(console)
     console.until_text(SAID, "Whether the order arrived is not known", 6)
     server.start()
 
 
 def test_a_name_that_was_made_to_point_here_gives_no_orders(page, server) -> None:
     opened(page, server.url.replace("127.0.0.1", "rebound.test"))
-    press(page, "Cache", "Clear")
+    clear_everything(page)
     page.until_text(SAID, "the Host header does not name this machine")
     assert server.orders == []
 
