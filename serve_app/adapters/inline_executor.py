@@ -1,8 +1,8 @@
 """An event loop's default executor that runs DSPy's own short steps at once instead of in a thread.
 
 DSPy hands two steps of every LM call to ``asyncio.to_thread``: it puts the request together, and it looks up a price.
-Both take microseconds, and each change of threads costs more than the rest of the call's preparation together
-(``benchmarks/engine_cpu.py``). Only these two are run in place, known by module and name: the first only when its
+Both take microseconds, and each change of threads costs more than the rest of the call's preparation together.
+Only these two are run in place, known by module and name: the first only when its
 messages are plain text, since one that carries media may read files, the second only for an engine of ours, whose
 prices DSPy does not know, since a real look-up may read a file. Whatever a program itself sends to a thread goes
 to a thread, and so does everything if DSPy renames its steps.

@@ -1,7 +1,7 @@
 """DSPy's adapters, with the part of a prompt that is the same for every call rendered once.
 
 The system message describes a signature: its fields, their types and its instructions. DSPy renders it anew for each
-call, at a fifth of what a call costs (``python -m benchmarks.engine_cpu``). Here it is kept for each signature, and
+call, at a fifth of what a call costs without its HTTP. Here it is kept for each signature, and
 rendered again when the instructions or a field of it are no longer the ones it was rendered from.
 """
 
