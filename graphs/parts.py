@@ -9,13 +9,8 @@ from ray import serve
 from serve_app.config import AppConfig
 from serve_app.core.model_load import model_deployment_name
 from serve_app.deployments.autoscaling import BY_ONGOING, scaling_options
-from serve_app.deployments.replicas import (
-    EMBEDDED_REDIS,
-    ControlPlaneDeployment,
-    EmbeddedRedisDeployment,
-    IngressDeployment,
-    ModelDeployment,
-)
+from serve_app.deployments.program_replicas import IngressDeployment, ModelDeployment
+from serve_app.deployments.replicas import EMBEDDED_REDIS, ControlPlaneDeployment, EmbeddedRedisDeployment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,11 +1,12 @@
-"""How many calls one ingress holds at once, and, when it holds too many, when to ask again.
+"""Whether one ingress takes another call: how many it holds, how late its event loop runs, and when to ask again.
 
     full  : held >= share * max_queued
     again : (calls too many) * (how long a call is held) / held         Little's law
 
 Each priority may fill its share, so under growing load sheddable calls are refused first and critical ones last, and
-a critical call finds room that no other may take. How long a call would wait for a *model* is judged where the model
-is known: by the router from what replicas report, and by the replica's own queue (``serve_app.core.expected_wait``).
+a critical call finds room that no other may take; ``serve_app.core.loop_lag`` does the same for the process' time. How
+long a call would wait for a *model* is judged where the model is known: by the router from what replicas report, and
+by the replica's own queue (``serve_app.core.expected_wait``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final, Self
 
 from serve_app.core.clock import Clock
 from serve_app.core.expected_wait import refuse, room_for
+from serve_app.core.loop_lag import LoopLag
 from serve_app.core.permit import Refusal
 from serve_app.core.rolling_window import RollingMean
 from serve_app.messages import Priority
@@ -45,15 +47,17 @@ class Ticket:
 
 
 class Admission:
-    """A bound on the calls held at once. For one event loop.
+    """A bound on the calls held at once, and on the lag of the loop that holds them. For one event loop.
 
     Args:
         max_queued: most calls held.
+        lag: of the loop; without one it is never too late.
         clock: monotonic seconds.
     """
 
-    def __init__(self, max_queued: int, *, clock: Clock) -> None:
+    def __init__(self, max_queued: int, lag: LoopLag | None = None, *, clock: Clock) -> None:
         self._max_queued = max_queued
+        self._lag = lag or LoopLag()
         self._clock = clock
         self._held = 0
         self._times = RollingMean(HOLD_WINDOW_S, clock=clock)
@@ -64,12 +68,17 @@ class Admission:
         return self._held
 
     def admit(self, priority: Priority, remaining_s: float) -> Ticket | Refusal:
-        """A place for one call, or why there is none: ``queue_full``, or ``deadline`` when its time is up already."""
+        """A place for one call, or why there is none.
+
+        ``queue_full``, ``deadline`` when its time is up already, ``busy_loop`` when it would not be answered in time.
+        """
         room = room_for(priority, self._max_queued)
         if self._held >= room:
             return refuse(self._seconds_for(self._held - room + 1), "queue_full")
         if remaining_s <= 0:
             return refuse(0, "deadline")
+        if busy := self._lag.refusal(priority, remaining_s):
+            return busy
         self._held += 1
         return Ticket(self, self._clock())
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from serve_app.adapters.dspy_program import Program
 from serve_app.adapters.json_log import about_call
@@ -21,6 +21,7 @@ from serve_app.core.admission import Admission
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.cache_key import cache_keys, level_fingerprint
 from serve_app.core.clock import Clock
+from serve_app.core.loop_lag import TICK_S, LoopLag
 from serve_app.core.permit import Refusal
 from serve_app.core.trace_context import trace_context
 from serve_app.deployments.call_log import Ending
@@ -78,7 +79,8 @@ class Ingress:
         self.reader = RequestReader(programs, (model.name for model in config.models), config.limits.max_deadline_s)
         self.near = NearCache(config, self._from_downstream, telemetry, clock=clock, unix_clock=unix_clock)
         self.lane = Lane(downstream, resubmit=True, sent=telemetry.batched)
-        self._admission = Admission(config.limits.max_queued_requests, clock=clock)
+        self._lag = LoopLag()
+        self._admission = Admission(config.limits.max_queued_requests, self._lag, clock=clock)
         self._clock = clock
         self._prefix = uuid.uuid4().hex[:8]
         self._ids = itertools.count()
@@ -87,6 +89,13 @@ class Ingress:
         self._fingerprints: dict[tuple[str, Level, str | None], str] = {}
         link.add_gauges(self._gauges)
         link.on_snapshot(self.near.heard)
+
+    async def watch_loop(self) -> NoReturn:
+        """Measure for ever how late this loop runs; a busy one refuses calls (``serve_app.core.loop_lag``)."""
+        while True:
+            due = time.monotonic() + TICK_S
+            await asyncio.sleep(TICK_S)
+            self._lag.ticked(time.monotonic() - due)
 
     async def predict(
         self,

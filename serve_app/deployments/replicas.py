@@ -1,55 +1,41 @@
 """The deployments as Ray Serve starts them: each builds what its plain class needs in the replica's own process.
 
 Nothing is decided here. A class of this file is its plain class plus a constructor that takes what can be pickled
-(configuration and handles), so a test constructs the plain one, and a graph binds this one.
+(configuration and handles), so a test constructs the plain one, and a graph binds this one. Those that hold programs
+are in ``program_replicas``, so that the others start without DSPy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.adapters.dspy_engine import LMPool
-from serve_app.adapters.dspy_program import Program, load_program
 from serve_app.adapters.embedded_redis import EmbeddedRedis
-from serve_app.adapters.inline_executor import use_inline_executor
 from serve_app.adapters.json_log import configure_logging
-from serve_app.adapters.operator_key import read_operator_key
 from serve_app.adapters.redis_store import RedisStore
-from serve_app.adapters.serve_address import listening_host
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.adapters.tracing import close_tracing, configure_tracing
-from serve_app.config import AppConfig, BatchingConfig, CacheConfig, ModelConfig, Replicas
+from serve_app.config import AppConfig, CacheConfig, Replicas
 from serve_app.core.model_load import model_deployment_name
-from serve_app.core.operator_access import OperatorAccess, is_loopback
-from serve_app.deployments.autoscaling import stats_of
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.control_memory import remember
 from serve_app.deployments.control_plane import ControlPlane
-from serve_app.deployments.http_api import build_api
-from serve_app.deployments.ingress import Ingress
-from serve_app.deployments.model_replica import ModelReplica
 from serve_app.deployments.router import Router
 from serve_app.deployments.stage import PICKLED, Chunks, HandleStage, Stage
-from serve_app.messages import Call, Result
+from serve_app.messages import Call
 
 Handle = DeploymentHandle[Any]
 Wire = Callable[[AppConfig, Mapping[str, Handle], Telemetry, ControlLink], Stage]
 """Builds the stage behind the ingress' batches, in the ingress' own process."""
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 log = logging.getLogger("switchyard.replicas")
 
@@ -60,10 +46,6 @@ MODEL_ACCEPT_S = 5.0
 a new version starts on a small machine it may wait for a core for seconds."""
 REDIS_REFRESH_S = 2.0
 """Seconds between looks at where the embedded Redis is: it may have been started anew."""
-
-
-def _load_programs(config: AppConfig) -> dict[str, Program]:
-    return {program.name: load_program(program) for program in config.programs}
 
 
 class Holding:
@@ -80,16 +62,16 @@ class Holding:
         return self._let_go() if self._held is not None else None
 
 
-def _hold(link: ControlLink, programs: Mapping[str, Program] | None = None) -> contextlib.AsyncExitStack:
+def hold(link: ControlLink) -> contextlib.AsyncExitStack:
+    """What every replica holds: its line to the control plane, and its traces."""
     held = contextlib.AsyncExitStack()
-    for program in (programs or {}).values():
-        held.callback(program.close)
     held.push_async_callback(link.aclose)
     held.push_async_callback(asyncio.to_thread, close_tracing)
     return held
 
 
-def _link(control: Handle, deployment: str, telemetry: Telemetry) -> ControlLink:
+def link_to(control: Handle, deployment: str, telemetry: Telemetry) -> ControlLink:
+    """A replica's line to the control plane."""
     return ControlLink(control.options(**PICKLED), deployment, telemetry)
 
 
@@ -98,69 +80,13 @@ def has_peers(config: CacheConfig, holders: Replicas) -> bool:
     return config.has_peers(holders) or (serve.get_replica_context().world_size or 1) > 1
 
 
-def _signed(function: F) -> F:
-    """A function that carries its signature: ``@serve.batch`` looks at it for every call."""
-    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    return function
-
-
-class IngressDeployment(Holding, Ingress):
-    """The ingress over HTTP and handles.
-
-    Args:
-        config: the application's topology.
-        control: handle of the control plane.
-        wire: builds the stage behind the batches from ``handles``.
-        handles: of the deployments behind, by name.
-    """
-
-    def __init__(self, config: AppConfig, control: Handle, wire: Wire, handles: Mapping[str, Handle]) -> None:
-        configure_logging("Ingress")
-        configure_tracing("Ingress")
-        telemetry = Telemetry()
-        link = _link(control, "Ingress", telemetry)
-        stage = wire(config, handles, telemetry, link)
-        super().__init__(config, _load_programs(config), stage, telemetry, link)
-        self._access = OperatorAccess(read_operator_key(os.environ), is_local=is_loopback(listening_host() or ""))
-        self._held = _hold(link, self.programs)
-        self._held.push_async_callback(self.feedback.aclose)
-        if isinstance(stage, Cache):
-            self._held.push_async_callback(stage.aclose)
-        self._held.push_async_callback(self.near.aclose)
-        self.set_batching(config.batching)
-        link.on_snapshot(lambda snapshot: self.set_batching(snapshot.policy.batching or config.batching))
-        link.start()
-
-    async def __del__(self) -> None:  # Ray's HTTP wrapper awaits this only if it is a coroutine function
-        await self._let_go()
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """The HTTP application; called by Ray Serve after the constructor."""
-        return build_api(self, self._access)
-
-    def set_batching(self, batching: BatchingConfig) -> None:
-        """Change how batches form, from the next one on."""
-        batched: Any = self._batched  # Ray adds the two setters to the method
-        batched.set_max_batch_size(batching.max_batch_size)
-        batched.set_batch_wait_timeout_s(batching.batch_wait_timeout_s)
-        self.lane.max_batch_size = batching.max_batch_size
-
-    async def _collect(self, call: Call) -> asyncio.Future[Result]:
-        future: asyncio.Future[Result] = await self._batched(call)
-        return future
-
-    @serve.batch
-    @_signed
-    async def _batched(self, calls: list[Call]) -> list[asyncio.Future[Result]]:
-        return self.start_batch(calls)
-
-
-class _Streaming:
+class Streaming:
     """``run`` and ``leave`` for Ray, which runs methods that are not ``async`` in a thread."""
 
     is_remote: ClassVar[bool] = True
 
     async def run(self, calls: Sequence[Call]) -> Chunks:
+        """Answer each call, each as it is ready."""
         chunks: Chunks = super().run(calls)  # type: ignore[misc]  # of the plain class behind this one
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
@@ -171,7 +97,7 @@ class _Streaming:
         super().leave(ids)  # type: ignore[misc]  # of the plain class behind this one
 
 
-class CacheDeployment(Holding, _Streaming, Cache):
+class CacheDeployment(Holding, Streaming, Cache):
     """The shared cache level as a replica of its own.
 
     Args:
@@ -185,16 +111,16 @@ class CacheDeployment(Holding, _Streaming, Cache):
         configure_logging("Cache")
         configure_tracing("Cache")
         telemetry = Telemetry()
-        link = _link(control, "Cache", telemetry)
+        link = link_to(control, "Cache", telemetry)
         super().__init__(config, HandleStage(downstream), telemetry, link)
         self.has_peers = has_peers(config.cache, config.cache.replicas)
-        self._held = _hold(link)
+        self._held = hold(link)
         self._held.push_async_callback(self.aclose)
         self.spawn(follow_redis(self, config.cache, redis))
         link.start()
 
 
-class RouterDeployment(Holding, _Streaming, Router):
+class RouterDeployment(Holding, Streaming, Router):
     """The router as a replica of its own.
 
     Args:
@@ -207,39 +133,11 @@ class RouterDeployment(Holding, _Streaming, Router):
         configure_logging("Router")
         configure_tracing("Router")
         telemetry = Telemetry()
-        link = _link(control, "Router", telemetry)
+        link = link_to(control, "Router", telemetry)
         stages = model_stages(config, handles)
         super().__init__(config, stages, telemetry, link)
-        self._held = _hold(link)
+        self._held = hold(link)
         link.start()
-
-
-class ModelDeployment(Holding, _Streaming, ModelReplica):
-    """One model's replica.
-
-    Args:
-        config: the application's topology.
-        model: the model.
-        control: handle of the control plane.
-    """
-
-    def __init__(self, config: AppConfig, model: ModelConfig, control: Handle) -> None:
-        name = model_deployment_name(model.name)
-        configure_logging(name)
-        configure_tracing(name)
-        use_inline_executor()
-        telemetry = Telemetry()
-        link = _link(control, name, telemetry)
-        programs, pool = _load_programs(config), LMPool()
-        super().__init__(model, programs, pool, telemetry, link)
-        self._held = _hold(link, programs)
-        self._held.push_async_callback(pool.aclose)
-        self._held.push_async_callback(self.scoring.aclose)
-        link.start()
-
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """What ``serve_app.deployments.autoscaling`` decides by."""
-        return stats_of(self.slots.queue, is_held_back=self.is_held_back)
 
 
 class ControlPlaneDeployment(Holding, ControlPlane):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from serve_app.core.clock import ManualClock
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.lane import Lane
-from serve_app.deployments.replicas import IngressDeployment
+from serve_app.deployments.program_replicas import IngressDeployment
 from serve_app.errors import (
     ControlPlaneUnreachable,
     DeadlineExceeded,
@@ -418,3 +419,24 @@ async def test_a_scrape_fails_while_the_control_plane_is_away_rather_than_show_o
     bench.ingress.link = ControlLink(Gone(), "Ingress", bench.link._telemetry)
     with pytest.raises(ControlPlaneUnreachable):
         await bench.ingress.metrics()
+
+
+async def test_a_loop_that_runs_late_refuses_calls_and_takes_them_again_when_it_has_caught_up() -> None:
+    bench = Bench()
+    watching = asyncio.create_task(bench.ingress.watch_loop())
+
+    async def hold_up() -> None:
+        while True:
+            time.sleep(0.1)  # noqa: ASYNC251 - what keeps the loop from its timers
+            await asyncio.sleep(0)
+
+    holding = asyncio.create_task(hold_up())
+    await asyncio.sleep(1)
+    with pytest.raises(Overloaded, match="busy_loop"):
+        await bench.ask(options={"deadline_s": 2})
+    assert bench.counts("dspy_shed", "reason") == {"busy_loop": 1}
+    assert (await bench.ask(options={"deadline_s": 50}))["outputs"] == {"answer": "fine"}, "it has the time"
+    holding.cancel()
+    await asyncio.sleep(0.1)
+    assert (await bench.ask(options={"deadline_s": 2}))["outputs"] == {"answer": "fine"}
+    watching.cancel()

@@ -1,0 +1,51 @@
+"""How late an event loop runs, and for which calls that is too late.
+
+    lateness : of a timer that is due every ``TICK_S``                                  seconds
+    lag      : the least lateness of the last ``TICKS``
+    too late : lag > share * remaining
+
+A process that gets more requests than its core can even refuse does not see them queue: they wait in sockets and in the
+loop, a turn at a time, before any of our code runs. What shows is that timers are late. The *least* lateness of a while
+is a standing delay; a burst that is worked off in between does not count. A call goes through about ten turns, so a lag
+of 2 % of its time costs it a fifth of that; each priority bears its share, so that sheddable calls go first.
+
+Source: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012 (the least delay of an interval).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from serve_app.core.expected_wait import refuse
+from serve_app.core.permit import Refusal
+from serve_app.messages import Priority
+
+TICK_S: Final = 0.02
+TICKS: Final = 5
+BEARABLE: Final[Mapping[Priority, float]] = MappingProxyType(
+    {Priority.SHEDDABLE: 0.01, Priority.DEFAULT: 0.02, Priority.CRITICAL: 0.1}
+)
+"""Lag that a call of each priority bears, as a share of the time it has left."""
+
+
+class LoopLag:
+    """The lag of one event loop, from the lateness of its timer."""
+
+    def __init__(self) -> None:
+        self._lateness_s: deque[float] = deque(maxlen=TICKS)
+
+    @property
+    def seconds(self) -> float:
+        """The standing delay; 0 until enough is known."""
+        return min(self._lateness_s) if len(self._lateness_s) == TICKS else 0.0
+
+    def ticked(self, late_s: float) -> None:
+        """Learn how late the timer was."""
+        self._lateness_s.append(max(0.0, late_s))
+
+    def refusal(self, priority: Priority, remaining_s: float) -> Refusal | None:
+        """Why a call should not even begin; ``None`` when the loop is quick enough for it."""
+        return refuse(None, "busy_loop") if self.seconds > BEARABLE[priority] * remaining_s else None
