@@ -1,7 +1,7 @@
 """How late an event loop runs, and for which calls that is too late.
 
     lateness : of a timer that is due every ``TICK_S``                                  seconds
-    lag      : the least lateness of the last ``TICKS``
+    lag      : the least lateness in the last ``WINDOW_S``
     too late : lag > share * remaining
 
 A process that gets more requests than its core can even refuse does not see them queue: they wait in sockets and in the
@@ -24,7 +24,7 @@ from serve_app.core.permit import Refusal
 from serve_app.messages import Priority
 
 TICK_S: Final = 0.02
-TICKS: Final = 5
+WINDOW_S: Final = 0.1
 BEARABLE: Final[Mapping[Priority, float]] = MappingProxyType(
     {Priority.SHEDDABLE: 0.01, Priority.DEFAULT: 0.02, Priority.CRITICAL: 0.1}
 )
@@ -35,16 +35,15 @@ class LoopLag:
     """The lag of one event loop, from the lateness of its timer."""
 
     def __init__(self) -> None:
-        self._lateness_s: deque[float] = deque(maxlen=TICKS)
+        self._late: deque[tuple[float, float]] = deque()
+        self.seconds = 0.0
 
-    @property
-    def seconds(self) -> float:
-        """The standing delay; 0 until enough is known."""
-        return min(self._lateness_s) if len(self._lateness_s) == TICKS else 0.0
-
-    def ticked(self, late_s: float) -> None:
-        """Learn how late the timer was."""
-        self._lateness_s.append(max(0.0, late_s))
+    def ticked(self, due: float, now: float) -> None:
+        """Learn that the timer that was due at ``due`` came at ``now``, in monotonic seconds."""
+        self._late.append((now, max(0.0, now - due)))
+        while self._late[0][0] <= now - WINDOW_S:
+            self._late.popleft()
+        self.seconds = min(late_s for _, late_s in self._late)
 
     def refusal(self, priority: Priority, remaining_s: float) -> Refusal | None:
         """Why a call should not even begin; ``None`` when the loop is quick enough for it."""

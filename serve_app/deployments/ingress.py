@@ -95,7 +95,7 @@ class Ingress:
         while True:
             due = time.monotonic() + TICK_S
             await asyncio.sleep(TICK_S)
-            self._lag.ticked(time.monotonic() - due)
+            self._lag.ticked(due, time.monotonic())
 
     async def predict(
         self,
