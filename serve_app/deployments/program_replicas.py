@@ -14,6 +14,7 @@ from ray import serve
 
 from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import Program, load_program
+from serve_app.adapters.heap import keep_heap
 from serve_app.adapters.inline_executor import use_inline_executor
 from serve_app.adapters.json_log import configure_logging
 from serve_app.adapters.operator_key import read_operator_key
@@ -85,7 +86,9 @@ class IngressDeployment(Holding, Ingress):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; called by Ray Serve after the constructor."""
-        return build_api(self, self._access)
+        api = build_api(self, self._access)
+        keep_heap()
+        return api
 
     def set_batching(self, batching: BatchingConfig) -> None:
         """Change how batches form, from the next one on."""
@@ -126,6 +129,7 @@ class ModelDeployment(Holding, Streaming, ModelReplica):
         self._held.push_async_callback(pool.aclose)
         self._held.push_async_callback(self.scoring.aclose)
         link.start()
+        keep_heap()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What ``serve_app.deployments.autoscaling`` decides by."""
