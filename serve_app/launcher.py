@@ -56,13 +56,15 @@ _DEFAULTS: Final = {
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.1",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "LITELLM_LOCAL_MODEL_COST_MAP": "true",
 }
 """Nothing is asked, reported or downloaded at start unless the person set it otherwise.
 
 The draining period is the time in which a load balancer learns that an ingress goes away: 30 s in Ray, for any that
 there are. HAProxy on this machine needs a fraction of a second, and a run should not take half a minute to end.
-The controller looks ten times a second by default, for which it takes a tenth of a small machine's core.
+The controller looks ten times a second by default, for which it takes a tenth of a small machine's core. Ray's metrics
+of HAProxy are a log line a request that a process reads in Python; ``/metrics`` counts the same calls.
 """
 
 
