@@ -34,6 +34,7 @@ class Clusters:
             document = config(port, self._provider.url)
             if mode == "open":
                 document["http_options"]["host"] = "0.0.0.0"
+                share(document, self._redis.url, replicas=1)
             if mode == "shared":
                 share(document, self._redis.url)
             if mode == "replicated":
@@ -54,7 +55,7 @@ class Clusters:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a cluster come one after the other, so that each starts once."""
-    special = ("replicated_cluster", "shared_cluster", "open_cluster", "plain_cluster")
+    special = ("replicated_cluster", "open_cluster", "shared_cluster", "plain_cluster")
     items.sort(key=lambda item: [name in getattr(item, "fixturenames", ()) for name in special])
     for item in items:
         if "integration" in item.nodeid:
@@ -129,7 +130,7 @@ def plain_cluster(clusters: Clusters) -> Cluster:
 
 @pytest.fixture
 def open_cluster(clusters: Clusters) -> Cluster:
-    """Both throughput flags, listening at every address of this machine."""
+    """Both throughput flags, listening at every address of this machine, over the Redis of ``shared_cluster``."""
     return clusters.use("open")
 
 

@@ -110,15 +110,16 @@ def config(port: int, provider_url: str) -> dict[str, Any]:
     return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application, compact]}
 
 
-def share(document: dict[str, Any], redis_url: str) -> None:
-    """Give both graphs two replicas of ingress and cache over one Redis.
+def share(document: dict[str, Any], redis_url: str, *, replicas: int = 2) -> None:
+    """Give both graphs so many replicas of ingress and cache over one Redis.
 
     It has half a second to answer: these tests are about sharing, on machines that may be busy with much else.
     """
     for application in document["applications"]:
         if application["import_path"].startswith("graphs."):
-            args = dict(application["args"], ingress={"min": 2, "max": 2})
-            args["cache"] = {"redis_url": redis_url, "redis_timeout_s": 0.5, "replicas": {"min": 2, "max": 2}}
+            many = {"min": replicas, "max": replicas}
+            args = dict(application["args"], ingress=many)
+            args["cache"] = {"redis_url": redis_url, "redis_timeout_s": 0.5, "replicas": many}
             application["args"] = args
 
 

@@ -176,8 +176,7 @@ def test_answers_outlive_everything_but_redis(shared_cluster, clusters, provider
             assert client.post("/v1/programs/math", json=body(text)).json()["meta"]["cache"] == "miss"
     with Redis(port=redis.port, password="open") as store:
         until(lambda: len(store.keys("switchyard:math:*")) >= 2, 10)
-    clusters.close()
-    again = clusters.use("shared")
+    again = clusters.use("open")  # ends the other one
     provider.reset_stats()
     for graph, text in texts.items():
         with again.client(graph) as client:
@@ -190,4 +189,4 @@ def test_answers_outlive_everything_but_redis(shared_cluster, clusters, provider
 
 
 def caches_redis(client: httpx.Client) -> bool:
-    return client.get("/v1/status").json().get("caches", {}).get("redis_up", 0) == 2
+    return client.get("/v1/status").json().get("caches", {}).get("redis_up", 0) == 1
