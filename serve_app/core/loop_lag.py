@@ -2,7 +2,7 @@
 
     lateness : of a timer that is due every ``TICK_S``                                  seconds
     lag      : the least lateness in the last ``WINDOW_S``
-    too late : lag > share * remaining
+    too late : lag > max(ORDINARY_S, share * remaining)
 
 A process that gets more requests than its core can even refuse does not see them queue: they wait in sockets and in the
 loop, a turn at a time, before any of our code runs. What shows is that timers are late. The *least* lateness of a while
@@ -25,6 +25,8 @@ from serve_app.messages import Priority
 
 TICK_S: Final = 0.02
 WINDOW_S: Final = 0.1
+ORDINARY_S: Final = 0.01
+"""Lag that a loop with plenty to do may have at any time."""
 BEARABLE: Final[Mapping[Priority, float]] = MappingProxyType(
     {Priority.SHEDDABLE: 0.01, Priority.DEFAULT: 0.02, Priority.CRITICAL: 0.1}
 )
@@ -47,4 +49,5 @@ class LoopLag:
 
     def refusal(self, priority: Priority, remaining_s: float) -> Refusal | None:
         """Why a call should not even begin; ``None`` when the loop is quick enough for it."""
-        return refuse(None, "busy_loop") if self.seconds > BEARABLE[priority] * remaining_s else None
+        bearable_s = max(ORDINARY_S, BEARABLE[priority] * remaining_s)
+        return refuse(None, "busy_loop") if self.seconds > bearable_s else None

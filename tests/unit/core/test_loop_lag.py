@@ -5,7 +5,7 @@ import pytest
 from serve_app.core.admission import Admission, Ticket
 from serve_app.core.clock import ManualClock
 from serve_app.core.expected_wait import UNKNOWN_RETRY_AFTER_S
-from serve_app.core.loop_lag import BEARABLE, TICK_S, LoopLag
+from serve_app.core.loop_lag import BEARABLE, ORDINARY_S, TICK_S, LoopLag
 from serve_app.core.permit import Refusal
 from serve_app.messages import Priority
 
@@ -51,6 +51,12 @@ def test_each_priority_bears_its_share_of_its_time(priority: Priority) -> None:
     enough_s = 0.1 / BEARABLE[priority]
     assert lag.refusal(priority, enough_s * 1.01) is None
     assert lag.refusal(priority, enough_s * 0.99) == Refusal(UNKNOWN_RETRY_AFTER_S, "busy_loop")
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+def test_an_ordinary_lag_refuses_nobody_however_short_the_deadline(priority: Priority) -> None:
+    assert lagging(ORDINARY_S * 0.99).refusal(priority, 0.05) is None
+    assert lagging(ORDINARY_S * 1.01).refusal(priority, 0.05) is not None
 
 
 def test_sheddable_calls_go_first_and_critical_ones_last() -> None:
