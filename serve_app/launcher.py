@@ -57,7 +57,6 @@ _DEFAULTS: Final = {
     "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.1",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "30",
     "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
     "LITELLM_LOCAL_MODEL_COST_MAP": "true",
 }
@@ -67,9 +66,9 @@ The draining period is the time in which a load balancer learns that an ingress 
 there are. HAProxy on this machine needs a fraction of a second, and a run should not take half a minute to end.
 The controller looks ten times a second by default, for which it takes a tenth of a small machine's core. Ray's metrics
 of HAProxy are a log line a request that a process reads in Python; ``/metrics`` counts the same calls.
-An ingress that is late for two checks of 0.25 s, or three connections, counts as dead by default, and HAProxy sends its
-calls through Ray's own proxy, to the same ingress: a busy one gets twice the work. A dead one is known by its refused
-connections, and asked no more once the controller has seen it.
+Three failed connections in a row make an ingress dead to HAProxy by default, and its calls go through Ray's own proxy,
+to the same ingress: one that is only busy gets twice the work. One that is dead refuses connections, for which HAProxy
+tries another, fails its health checks, and is asked no more once the controller has seen it.
 """
 
 

@@ -24,6 +24,8 @@ SHARES: Final[Mapping[Priority, float]] = MappingProxyType(
     {Priority.SHEDDABLE: 0.5, Priority.DEFAULT: 0.9, Priority.CRITICAL: 1.0}
 )
 """Share of the room, and of its own spare time in waiting, that a call of each priority may use."""
+BUSY: Final = "busy"
+"""Reason of a refusal for a model whose queue is too long for the call."""
 MIN_RETRY_AFTER_S: Final = 0.1
 """Least that a refusal asks for."""
 MAX_RETRY_AFTER_S: Final = 30.0

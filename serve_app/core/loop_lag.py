@@ -1,7 +1,7 @@
 """How late an event loop runs, and for which calls that is too late.
 
     lateness : of a timer that is due every ``TICK_S``                                  seconds
-    lag      : the least lateness in the last ``WINDOW_S``
+    lag      : the least lateness in the last ``WINDOW_S``, and of two timers at least
     too late : lag > max(ORDINARY_S, share * remaining)
 
 A process that gets more requests than its core can even refuse does not see them queue: they wait in sockets and in the
@@ -25,6 +25,8 @@ from serve_app.messages import Priority
 
 TICK_S: Final = 0.02
 WINDOW_S: Final = 0.1
+LEAST: Final = 2
+"""Late timers that make a lag, however late: one may be a single stall."""
 ORDINARY_S: Final = 0.01
 """Lag that a loop with plenty to do may have at any time."""
 BEARABLE: Final[Mapping[Priority, float]] = MappingProxyType(
@@ -43,9 +45,10 @@ class LoopLag:
     def ticked(self, due: float, now: float) -> None:
         """Learn that the timer that was due at ``due`` came at ``now``, in monotonic seconds."""
         self._late.append((now, max(0.0, now - due)))
-        while self._late[0][0] <= now - WINDOW_S:
+        while len(self._late) > LEAST and self._late[0][0] <= now - WINDOW_S:
             self._late.popleft()
-        self.seconds = min(late_s for _, late_s in self._late)
+        if len(self._late) >= LEAST:
+            self.seconds = min(late_s for _, late_s in self._late)
 
     def refusal(self, priority: Priority, remaining_s: float) -> Refusal | None:
         """Why a call should not even begin; ``None`` when the loop is quick enough for it."""

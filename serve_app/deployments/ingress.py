@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -21,10 +21,8 @@ from serve_app.core.admission import Admission
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.cache_key import cache_keys, level_fingerprint
 from serve_app.core.clock import Clock
-from serve_app.core.expected_wait import UNKNOWN_RETRY_AFTER_S
 from serve_app.core.loop_lag import TICK_S, LoopLag
 from serve_app.core.permit import Refusal
-from serve_app.core.recent_refusals import RecentRefusals
 from serve_app.core.trace_context import trace_context
 from serve_app.deployments.call_log import Ending
 from serve_app.deployments.control_link import ControlLink
@@ -83,7 +81,6 @@ class Ingress:
         self.lane = Lane(downstream, resubmit=True, sent=telemetry.batched)
         self._lag = LoopLag()
         self._admission = Admission(config.limits.max_queued_requests, self._lag, clock=clock)
-        self._refusals = RecentRefusals(clock=clock)
         self._clock = clock
         self._prefix = uuid.uuid4().hex[:8]
         self._ids = itertools.count()
@@ -96,9 +93,9 @@ class Ingress:
     async def watch_loop(self) -> NoReturn:
         """Measure for ever how late this loop runs; a busy one refuses calls (``serve_app.core.loop_lag``)."""
         while True:
-            due = time.monotonic() + TICK_S
+            due = self._clock() + TICK_S
             await asyncio.sleep(TICK_S)
-            self._lag.ticked(due, time.monotonic())
+            self._lag.ticked(due, self._clock())
 
     async def predict(
         self,
@@ -236,15 +233,8 @@ class Ingress:
             except TimeoutError as error:
                 message = f"no answer within {call.remaining_s:g} s"
                 raise DeadlineExceeded(message, request_id=call.request_id) from error
-        if isinstance(result.error, Overloaded) and not self._may_be_shared(call):
-            refusal = Refusal(result.error.retry_after_s or UNKNOWN_RETRY_AFTER_S, "busy")
-            self._refusals.note(_kind(call), call.remaining_s, refusal)
         self.near.keep(call, result, begun_at)
         return result
-
-    def _may_be_shared(self, call: Call) -> bool:
-        """Whether the shared cache may have an answer, which is given however busy the models are."""
-        return bool(self.config.cache.redis_url and call.key) and not call.freshness.no_store
 
     async def _collect(self, call: Call) -> asyncio.Future[Result]:
         """Put the call into a batch; the deployment overrides this with ``@serve.batch``."""
@@ -283,10 +273,9 @@ class Ingress:
         Raises:
             Overloaded: too much is waiting.
         """
-        priority, remaining_s = call.options.priority, call.remaining_s
-        ticket = self._refusals.find(_kind(call), remaining_s) or self._admission.admit(priority, remaining_s)
+        ticket = self._admission.admit(call.options.priority, call.remaining_s)
         if isinstance(ticket, Refusal):
-            self.telemetry.shed(ticket.reason, priority)
+            self.telemetry.shed(ticket.reason, call.options.priority)
             raise Overloaded(f"too much traffic: {ticket.reason}", ticket.retry_after_s)
         with ticket:
             yield
@@ -320,9 +309,3 @@ class Ingress:
         self.telemetry.set_memory_mb(process_memory_mb())
         self.telemetry.cache.holds("near", self.near.stats())
         return {"active": self._admission.held} | self.telemetry.cache.gauges()
-
-
-def _kind(call: Call) -> Hashable:
-    """What decides whether there is room for a call, beside its deadline."""
-    options = call.options
-    return call.program, call.level, options.priority, options.model, options.complexity, options.budget_usd

@@ -14,7 +14,6 @@ from ray import serve
 
 from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import Program, load_program
-from serve_app.adapters.heap import keep_heap
 from serve_app.adapters.inline_executor import use_inline_executor
 from serve_app.adapters.json_log import configure_logging
 from serve_app.adapters.operator_key import read_operator_key
@@ -86,9 +85,7 @@ class IngressDeployment(Holding, Ingress):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application; called by Ray Serve after the constructor."""
-        api = build_api(self, self._access)
-        keep_heap()
-        return api
+        return build_api(self, self._access)
 
     def set_batching(self, batching: BatchingConfig) -> None:
         """Change how batches form, from the next one on."""
@@ -129,7 +126,6 @@ class ModelDeployment(Holding, Streaming, ModelReplica):
         self._held.push_async_callback(pool.aclose)
         self._held.push_async_callback(self.scoring.aclose)
         link.start()
-        keep_heap()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What ``serve_app.deployments.autoscaling`` decides by."""

@@ -19,7 +19,6 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.adapters.embedded_redis import EmbeddedRedis
-from serve_app.adapters.heap import keep_heap
 from serve_app.adapters.json_log import configure_logging
 from serve_app.adapters.redis_store import RedisStore
 from serve_app.adapters.telemetry import Telemetry
@@ -119,7 +118,6 @@ class CacheDeployment(Holding, Streaming, Cache):
         self._held.push_async_callback(self.aclose)
         self.spawn(follow_redis(self, config.cache, redis))
         link.start()
-        keep_heap()
 
 
 class RouterDeployment(Holding, Streaming, Router):
@@ -140,7 +138,6 @@ class RouterDeployment(Holding, Streaming, Router):
         super().__init__(config, stages, telemetry, link)
         self._held = hold(link)
         link.start()
-        keep_heap()
 
 
 class ControlPlaneDeployment(Holding, ControlPlane):
@@ -158,7 +155,6 @@ class ControlPlaneDeployment(Holding, ControlPlane):
         application = serve.get_replica_context().app_name
         remembering = remember(self, redis_addresses(config.cache.redis_url, redis), application)
         self._held.callback(asyncio.get_running_loop().create_task(remembering).cancel)
-        keep_heap()
 
 
 class EmbeddedRedisDeployment:

@@ -15,7 +15,7 @@ from serve_app.config import AppConfig
 from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import Clock
 from serve_app.core.deadline import attempt_timeout_s
-from serve_app.core.expected_wait import refusal_at
+from serve_app.core.expected_wait import BUSY, refusal_at
 from serve_app.core.fallback import FallbackPlan
 from serve_app.core.outcomes import MEANINGS, classify_latency
 from serve_app.core.permit import Refusal
@@ -45,8 +45,6 @@ REPLY_GRACE_S = 0.5
 """Seconds a replica has, past an attempt's time, to say itself that the time is over."""
 COOLING = "cooling"
 """Reason of a refusal for a model whose provider asked to be left alone for a while."""
-BUSY = "busy"
-"""Reason of a refusal for a model whose queue is too long for the call."""
 
 
 @dataclass(slots=True)

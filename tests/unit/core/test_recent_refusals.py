@@ -37,7 +37,18 @@ def test_a_refusal_holds_for_a_fiftieth_of_the_deadline_and_never_long(clock, re
 def test_who_has_more_time_asks_anew(refusals: RecentRefusals) -> None:
     refusals.note("ask", 2.0, BUSY)
     assert refusals.find("ask", 1.0) == BUSY
+    assert refusals.find("ask", 2.01) == BUSY, "the time that a batch takes to form is no more time"
     assert refusals.find("ask", 2.1) is None
+
+
+def test_it_says_whether_any_refusal_holds(clock, refusals: RecentRefusals) -> None:
+    assert not refusals.holds
+    refusals.note("ask", 2.0, BUSY)
+    refusals.note("other", 0.5, BUSY)
+    clock.advance(0.03)
+    assert refusals.holds
+    clock.advance(0.011)
+    assert not refusals.holds
 
 
 def test_callers_cannot_make_it_grow(refusals: RecentRefusals) -> None:

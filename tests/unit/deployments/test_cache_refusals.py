@@ -1,0 +1,90 @@
+"""What the cache refuses by itself: what was refused a moment ago because no model has room."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from deployment_fakes import call, failed, ok
+from test_cache_stage import TTL_S, Bench
+
+from serve_app.errors import Overloaded, RateLimited
+from serve_app.messages import Attempt, CacheStatus, Call, Freshness, Level, Options, Outcome, Priority, Result
+
+
+def no_room(asked: Call) -> Result:
+    return Result(asked.id, error=Overloaded("every model of the route is too busy to answer in time", 0.4))
+
+
+def asked(number: int, remaining_s: float = 2.0, text: str = "", **changes) -> Call:
+    inputs = {"question": text or f"question {number}?"}
+    return replace(call(number), inputs=inputs, remaining_s=remaining_s, **changes)
+
+
+def shed(bench: Bench) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for metric in bench.cache._telemetry.samples():
+        for name, labels, value in metric.samples if metric.name == "dspy_shed" else ():
+            if name.endswith("_total"):
+                found[dict(labels)["reason"]] += int(value)
+    return found
+
+
+async def test_a_refusal_holds_for_a_moment_without_asking() -> None:
+    bench = Bench(no_room)
+    for number in range(5):
+        refused = (await bench.ask(asked(number))).error
+        assert type(refused) is Overloaded
+        assert refused.retry_after_s == 0.4
+    assert len(bench.stage.calls) == 1
+    assert shed(bench) == {"busy": 4}, "the first one was counted by who refused it"
+    bench.advance(0.041)
+    await bench.ask(asked(9))
+    assert len(bench.stage.calls) == 2, "then calls ask again"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"options": Options(priority=Priority.CRITICAL)},
+        {"options": Options(model="small")},
+        {"options": Options(budget_usd=1.0)},
+        {"level": Level.DEGRADED},
+        {"remaining_s": 3.0},
+        {"text": "Prove why, step by step, and compare the trade-offs? " * 20},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+async def test_it_holds_for_calls_that_would_find_the_same_models_busy_and_no_others(other) -> None:
+    bench = Bench(no_room)
+    await bench.ask(asked(1))
+    await bench.ask(asked(2, **other))
+    assert len(bench.stage.calls) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda asked: Result(asked.id, error=RateLimited("every model is cooling down", 5.0)),
+        lambda asked: replace(no_room(asked), attempts=(Attempt("large", Outcome.REJECTED, 0.0),)),
+        lambda asked: failed(asked, Outcome.SERVER_ERROR),
+    ],
+    ids=["rate limit", "a replica's own queue", "a failure"],
+)
+async def test_what_says_less_than_that_no_model_has_room_does_not_hold(answer) -> None:
+    bench = Bench(answer)
+    for number in range(3):
+        await bench.ask(asked(number))
+    assert len(bench.stage.calls) == 3
+    assert not shed(bench)
+
+
+async def test_stored_answers_are_given_while_it_holds() -> None:
+    bench = Bench(
+        lambda asked: ok(asked) if asked.inputs["question"] == "known?" else no_room(asked), stale_if_error_s=50
+    )
+    known = replace(asked(1, text="known?"), key="known")
+    assert (await bench.ask(known)).cache is CacheStatus.MISS
+    bench.advance(TTL_S + 1)
+    await bench.ask(asked(2))
+    stale = await bench.ask(replace(known, id="again", freshness=Freshness()))
+    assert (stale.cache, stale.error) == (CacheStatus.STALE, None), "an error of ours, too, has its stand-in"
