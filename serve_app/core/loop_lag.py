@@ -42,6 +42,11 @@ class LoopLag:
         self._late: deque[tuple[float, float]] = deque()
         self.seconds = 0.0
 
+    @property
+    def is_noticeable(self) -> bool:
+        """Whether it is more than a loop with plenty to do has anyway."""
+        return self.seconds > ORDINARY_S
+
     def ticked(self, due: float, now: float) -> None:
         """Learn that the timer that was due at ``due`` came at ``now``, in monotonic seconds."""
         self._late.append((now, max(0.0, now - due)))

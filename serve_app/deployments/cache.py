@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,11 +20,8 @@ from serve_app.core.cache_entry import Entry, decode, encode
 from serve_app.core.cache_policy import Decision, current_ttl_s, decide_entry, entry_of, keep_s
 from serve_app.core.clock import Clock
 from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
-from serve_app.core.expected_wait import BUSY, UNKNOWN_RETRY_AFTER_S
 from serve_app.core.forgotten import Forgotten
-from serve_app.core.permit import Refusal
 from serve_app.core.recent_refusals import RecentRefusals
-from serve_app.core.routing import Demand
 from serve_app.core.stored_answers import Stored, choose, forward_reason, keys_to_read
 from serve_app.deployments.call_tasks import CallTasks
 from serve_app.deployments.control_link import ControlLink
@@ -73,7 +70,6 @@ class Cache:
         self.has_peers = True
         """Whether others may make answers for the same Redis; alone, identical calls meet here without leases."""
         self._programs = {program.name: program.cache for program in config.programs}
-        self._levels = {program.name: program.levels for program in config.programs}
         self._refusals = RecentRefusals(clock=clock)
         self._lane = Lane(downstream, resubmit=True)
         self._work = CallTasks(is_remote=self.is_remote)
@@ -228,7 +224,7 @@ class Cache:
     async def _ask(self, call: Call, deadline: float) -> Result:
         """Ask downstream; what was refused there a moment ago for want of room is refused here."""
         remaining_s = deadline - self._clock()
-        if self._refusals.holds and (refusal := self._refusals.find(self._kind(call), remaining_s)):
+        if refusal := self._refusals.find(call, remaining_s):
             self._telemetry.shed(refusal.reason, call.options.priority)
             return Result(call.id, error=Overloaded("no model has room, as a moment ago", refusal.retry_after_s))
         try:
@@ -236,16 +232,8 @@ class Cache:
                 result = await self._lane.ask(replace(call, remaining_s=remaining_s))
         except TimeoutError:
             return _out_of_time(call)
-        if _found_no_room(result):
-            retry_after_s = result.error.retry_after_s if result.error else None
-            self._refusals.note(self._kind(call), remaining_s, Refusal(retry_after_s or UNKNOWN_RETRY_AFTER_S, BUSY))
+        self._refusals.note(call, remaining_s, result)
         return result
-
-    def _kind(self, call: Call) -> Hashable:
-        """What decides which models a call may ask, and before whom it goes; its size counts in powers of two."""
-        demand = Demand.of(call.inputs, call.options, self._levels[call.program].at(call.level).max_tokens)
-        size = demand.input_tokens.bit_length()
-        return call.program, call.level, call.options.priority, replace(demand, input_tokens=size)
 
     def _start_refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
         """Make a new answer in the background, unless one is being made."""
@@ -365,8 +353,3 @@ def _shared(call: Call, result: Result) -> Result:
 
 def _out_of_time(call: Call) -> Result:
     return Result(call.id, error=DeadlineExceeded("the deadline passed before a model answered"))
-
-
-def _found_no_room(result: Result) -> bool:
-    """Whether the router found every model too busy: a replica's own refusal, or a rate limit, says less."""
-    return type(result.error) is Overloaded and not result.attempts

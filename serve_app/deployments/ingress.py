@@ -23,6 +23,7 @@ from serve_app.core.cache_key import cache_keys, level_fingerprint
 from serve_app.core.clock import Clock
 from serve_app.core.loop_lag import TICK_S, LoopLag
 from serve_app.core.permit import Refusal
+from serve_app.core.recent_refusals import RecentRefusals
 from serve_app.core.trace_context import trace_context
 from serve_app.deployments.call_log import Ending
 from serve_app.deployments.control_link import ControlLink
@@ -81,6 +82,7 @@ class Ingress:
         self.lane = Lane(downstream, resubmit=True, sent=telemetry.batched)
         self._lag = LoopLag()
         self._admission = Admission(config.limits.max_queued_requests, self._lag, clock=clock)
+        self._refusals = RecentRefusals(clock=clock)
         self._clock = clock
         self._prefix = uuid.uuid4().hex[:8]
         self._ids = itertools.count()
@@ -233,6 +235,7 @@ class Ingress:
             except TimeoutError as error:
                 message = f"no answer within {call.remaining_s:g} s"
                 raise DeadlineExceeded(message, request_id=call.request_id) from error
+        self._refusals.note(call, call.remaining_s, result)
         self.near.keep(call, result, begun_at)
         return result
 
@@ -270,10 +273,13 @@ class Ingress:
     def _admitted(self, call: Call) -> Iterator[None]:
         """Hold a place for the call, or refuse it before any work.
 
+        A loop that is short of time spares itself the way to the cache for what was refused a moment ago.
+
         Raises:
             Overloaded: too much is waiting.
         """
-        ticket = self._admission.admit(call.options.priority, call.remaining_s)
+        refusal = self._refusals.find(call, call.remaining_s) if self._lag.is_noticeable else None
+        ticket = refusal or self._admission.admit(call.options.priority, call.remaining_s)
         if isinstance(ticket, Refusal):
             self.telemetry.shed(ticket.reason, call.options.priority)
             raise Overloaded(f"too much traffic: {ticket.reason}", ticket.retry_after_s)

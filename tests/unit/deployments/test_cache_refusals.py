@@ -3,12 +3,11 @@
 from collections import Counter
 from dataclasses import replace
 
-import pytest
-from deployment_fakes import call, failed, ok
+from deployment_fakes import call, ok
 from test_cache_stage import TTL_S, Bench
 
-from serve_app.errors import Overloaded, RateLimited
-from serve_app.messages import Attempt, CacheStatus, Call, Freshness, Level, Options, Outcome, Priority, Result
+from serve_app.errors import Overloaded
+from serve_app.messages import CacheStatus, Call, Result
 
 
 def no_room(asked: Call) -> Result:
@@ -42,42 +41,6 @@ async def test_a_refusal_holds_for_a_moment_without_asking() -> None:
     assert len(bench.stage.calls) == 2, "then calls ask again"
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"options": Options(priority=Priority.CRITICAL)},
-        {"options": Options(model="small")},
-        {"options": Options(budget_usd=1.0)},
-        {"level": Level.DEGRADED},
-        {"remaining_s": 3.0},
-        {"text": "Prove why, step by step, and compare the trade-offs? " * 20},
-    ],
-    ids=lambda other: next(iter(other)),
-)
-async def test_it_holds_for_calls_that_would_find_the_same_models_busy_and_no_others(other) -> None:
-    bench = Bench(no_room)
-    await bench.ask(asked(1))
-    await bench.ask(asked(2, **other))
-    assert len(bench.stage.calls) == 2
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        lambda asked: Result(asked.id, error=RateLimited("every model is cooling down", 5.0)),
-        lambda asked: replace(no_room(asked), attempts=(Attempt("large", Outcome.REJECTED, 0.0),)),
-        lambda asked: failed(asked, Outcome.SERVER_ERROR),
-    ],
-    ids=["rate limit", "a replica's own queue", "a failure"],
-)
-async def test_what_says_less_than_that_no_model_has_room_does_not_hold(answer) -> None:
-    bench = Bench(answer)
-    for number in range(3):
-        await bench.ask(asked(number))
-    assert len(bench.stage.calls) == 3
-    assert not shed(bench)
-
-
 async def test_stored_answers_are_given_while_it_holds() -> None:
     bench = Bench(
         lambda asked: ok(asked) if asked.inputs["question"] == "known?" else no_room(asked), stale_if_error_s=50
@@ -86,5 +49,5 @@ async def test_stored_answers_are_given_while_it_holds() -> None:
     assert (await bench.ask(known)).cache is CacheStatus.MISS
     bench.advance(TTL_S + 1)
     await bench.ask(asked(2))
-    stale = await bench.ask(replace(known, id="again", freshness=Freshness()))
+    stale = await bench.ask(replace(known, id="again"))
     assert (stale.cache, stale.error) == (CacheStatus.STALE, None), "an error of ours, too, has its stand-in"

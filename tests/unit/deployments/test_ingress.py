@@ -447,3 +447,18 @@ async def test_a_loop_that_runs_late_refuses_calls_and_takes_them_again_when_it_
     finally:
         holding.cancel()
         watching.cancel()
+
+
+@pytest.mark.parametrize(("late_s", "asked"), [(0.0, 3), (0.02, 1)])
+async def test_what_was_refused_a_moment_ago_is_refused_at_the_door_of_a_busy_loop_only(late_s, asked) -> None:
+    bench = Bench(lambda call: Result(call.id, error=Overloaded("every model of the route is too busy", 0.4)))
+    bench.ingress._clock = bench.ingress._refusals._clock = bench.ingress._admission._clock = ManualClock(1000.0)
+    for _ in range(2):
+        bench.ingress._lag.ticked(1000.0, 1000.0 + late_s)
+    for question in ("one?", "two?", "three?"):
+        with pytest.raises(Overloaded) as refused:
+            await bench.ask({"question": question}, options={"deadline_s": 10})
+        assert refused.value.retry_after_s == 0.4
+    assert len(bench.stage.calls) == asked
+    assert bench.counts("dspy_shed", "reason").get("busy", 0) == 3 - asked
+    assert bench.ingress._admission.held == 0
