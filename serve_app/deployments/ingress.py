@@ -20,6 +20,7 @@ from serve_app.config import AppConfig
 from serve_app.core.admission import Admission
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.cache_key import cache_keys, level_fingerprint
+from serve_app.core.cache_policy import may_use_stored
 from serve_app.core.clock import Clock
 from serve_app.core.loop_lag import TICK_S, LoopLag
 from serve_app.core.permit import Refusal
@@ -273,18 +274,27 @@ class Ingress:
     def _admitted(self, call: Call) -> Iterator[None]:
         """Hold a place for the call, or refuse it before any work.
 
-        A loop that is short of time spares itself the way to the cache for what was refused a moment ago.
+        What was refused a moment ago is refused again, unless a cache further on may have an answer; a loop that is
+        short of time spares itself the way there.
 
         Raises:
             Overloaded: too much is waiting.
         """
-        refusal = self._refusals.find(call, call.remaining_s) if self._lag.is_noticeable else None
+        goes_on = self._may_be_stored(call) and not self._lag.is_noticeable
+        refusal = None if goes_on else self._refusals.find(call, call.remaining_s)
         ticket = refusal or self._admission.admit(call.options.priority, call.remaining_s)
         if isinstance(ticket, Refusal):
             self.telemetry.shed(ticket.reason, call.options.priority)
             raise Overloaded(f"too much traffic: {ticket.reason}", ticket.retry_after_s)
         with ticket:
             yield
+
+    def _may_be_stored(self, call: Call) -> bool:
+        """Whether a cache behind the near one may answer: one that is shared, or a stale answer that is wanted."""
+        cache, wanted = self.programs[call.program].config.cache, call.freshness
+        is_shared = self.config.cache.redis_url is not None or self.config.ingress.max > 1
+        takes_stale = cache.stale_while_revalidate_s > 0 or cache.stale_if_error_s > 0 or wanted.max_stale_s is not None
+        return may_use_stored(call) and (is_shared or takes_stale or wanted.only_if_cached)
 
     async def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` shows; says so when the control plane cannot be asked."""

@@ -449,16 +449,40 @@ async def test_a_loop_that_runs_late_refuses_calls_and_takes_them_again_when_it_
         watching.cancel()
 
 
-@pytest.mark.parametrize(("late_s", "asked"), [(0.0, 3), (0.02, 1)])
-async def test_what_was_refused_a_moment_ago_is_refused_at_the_door_of_a_busy_loop_only(late_s, asked) -> None:
-    bench = Bench(lambda call: Result(call.id, error=Overloaded("every model of the route is too busy", 0.4)))
+SHARED = {"redis_url": "redis://127.0.0.1:1/0"}
+TWICE = {"ingress": {"min": 2, "max": 2}}
+
+
+@pytest.mark.parametrize(
+    ("late_s", "config", "cache_control", "asked"),
+    [
+        (0.0, {}, "", 1),
+        (0.0, {"cache": SHARED}, "", 3),
+        (0.0, {"cache": SHARED}, "no-store", 1),
+        (0.0, TWICE, "", 3),
+        (0.0, {}, "max-stale=60", 3),
+        (0.02, {"cache": SHARED}, "", 1),
+    ],
+)
+async def test_a_refusal_holds_at_the_door_unless_a_cache_may_answer_and_there_is_time_to_ask_it(
+    late_s, config, cache_control, asked
+) -> None:
+    bench = Bench(lambda call: Result(call.id, error=Overloaded("every model of the route is too busy", 0.4)), **config)
     bench.ingress._clock = bench.ingress._refusals._clock = bench.ingress._admission._clock = ManualClock(1000.0)
     for _ in range(2):
         bench.ingress._lag.ticked(1000.0, 1000.0 + late_s)
     for question in ("one?", "two?", "three?"):
         with pytest.raises(Overloaded) as refused:
-            await bench.ask({"question": question}, options={"deadline_s": 10})
+            await bench.ask({"question": question}, options={"deadline_s": 10}, cache_control=cache_control)
         assert refused.value.retry_after_s == 0.4
     assert len(bench.stage.calls) == asked
     assert bench.counts("dspy_shed", "reason").get("busy", 0) == 3 - asked
     assert bench.ingress._admission.held == 0
+
+
+async def test_a_refused_call_that_would_not_look_for_an_answer_refuses_none_that_would() -> None:
+    bench = Bench(lambda call: Result(call.id, error=Overloaded("too busy", 0.4)), cache=SHARED)
+    for cache_control in ("no-store", ""):
+        with pytest.raises(Overloaded):
+            await bench.ask(options={"deadline_s": 60}, cache_control=cache_control)
+    assert len(bench.stage.calls) == 2
