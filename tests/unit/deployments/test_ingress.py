@@ -10,7 +10,7 @@ import pytest
 from deployment_fakes import FakeStage, app_config, failed, link, ok, programs, settle
 from ray.exceptions import RayActorError
 
-from serve_app.config import BatchingConfig, LimitsConfig
+from serve_app.config import BatchingConfig, LimitsConfig, Replicas
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.ingress import Ingress
@@ -450,7 +450,6 @@ async def test_a_loop_that_runs_late_refuses_calls_and_takes_them_again_when_it_
 
 
 SHARED = {"redis_url": "redis://127.0.0.1:1/0"}
-TWICE = {"ingress": {"min": 2, "max": 2}}
 
 
 @pytest.mark.parametrize(
@@ -459,7 +458,6 @@ TWICE = {"ingress": {"min": 2, "max": 2}}
         (0.0, {}, "", 1),
         (0.0, {"cache": SHARED}, "", 3),
         (0.0, {"cache": SHARED}, "no-store", 1),
-        (0.0, TWICE, "", 3),
         (0.0, {}, "max-stale=60", 3),
         (0.02, {"cache": SHARED}, "", 1),
     ],
@@ -485,4 +483,13 @@ async def test_a_refused_call_that_would_not_look_for_an_answer_refuses_none_tha
     for cache_control in ("no-store", ""):
         with pytest.raises(Overloaded):
             await bench.ask(options={"deadline_s": 60}, cache_control=cache_control)
+    assert len(bench.stage.calls) == 2
+
+
+async def test_with_several_ingresses_another_one_may_have_had_the_answer_made() -> None:
+    bench = Bench(lambda call: Result(call.id, error=Overloaded("too busy", 0.4)))
+    bench.ingress.config = bench.config.model_copy(update={"ingress": Replicas(min=1, max=2)})
+    for _ in range(2):
+        with pytest.raises(Overloaded):
+            await bench.ask(options={"deadline_s": 60})
     assert len(bench.stage.calls) == 2
