@@ -133,7 +133,7 @@ def own_address() -> str:
     return next((address for address in found if not address.startswith("127.")), "127.0.0.1")
 
 
-def test_the_key_of_the_environment_is_asked_for_by_every_graph_and_is_in_no_log(plain_cluster) -> None:
+def test_the_key_of_the_environment_is_asked_for_by_every_graph_and_is_in_no_log(plain_cluster, unique) -> None:
     for graph in Cluster.GRAPHS:
         for method, path, body in ORDERS:
             refused = give(plain_cluster, graph, method, path, body)
@@ -145,6 +145,7 @@ def test_the_key_of_the_environment_is_asked_for_by_every_graph_and_is_in_no_log
         for method, path, body in ORDERS:
             give(plain_cluster, graph, method, path, body, headers=right).raise_for_status()
         give(plain_cluster, graph, "PUT", "/v1/level", {"pin": None}, headers=right).raise_for_status()
+        until(lambda: ask(plain_cluster, graph, unique())["level"] == "full", 5, "the level is full again")  # noqa: B023
         with plain_cluster.client(graph) as client:
             assert "policy" not in client.get("/v1/status").json()
             assert "policy" in client.get("/v1/status", headers=right).json()
