@@ -6,8 +6,9 @@
 
 A process that gets more requests than its core can even refuse does not see them queue: they wait in sockets and in the
 loop, a turn at a time, before any of our code runs. What shows is that timers are late. The *least* lateness of a while
-is a standing delay; a burst that is worked off in between does not count. A call goes through about ten turns, so a lag
-of 2 % of its time costs it a fifth of that; each priority bears its share, so that sheddable calls go first.
+is a standing delay; a burst that is worked off in between does not count. A call goes through some ten turns (an
+estimate), so a lag of 2 % of its time costs it about a fifth of that; each priority bears its share, so that sheddable
+calls go first.
 
 Source: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012 (the least delay of an interval).
 """
