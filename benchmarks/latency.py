@@ -2,8 +2,9 @@
 
     python -m benchmarks.latency
 
-Rounds alternate. In-process is a bare ``dspy.Predict.acall`` over Switchyard's pooled engine on uvloop, one call after
-the other; over HTTP it is one caller of the load generator, whose own time is part of the figure.
+Rounds alternate, one server after the other, each alone on the machine as a person would run it. In-process is a bare
+``dspy.Predict.acall`` over Switchyard's pooled engine on uvloop, one call after the other; over HTTP it is one caller
+of the load generator, whose own time is part of the figure. The peers have DSPy's own engine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import itertools
 import random
 import statistics
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 
 import dspy
@@ -21,7 +24,8 @@ import uvloop
 
 from benchmarks.application import PATHS, PROGRAM, application, upstream, url
 from benchmarks.engine_cpu import answer_of, process
-from benchmarks.load import OK, Load, measure, median
+from benchmarks.load import OK, Body, Load, measure, median
+from benchmarks.peer_list import PEERS
 from benchmarks.serving import serving, simulator
 from serve_app.adapters.call_scope import call_scope
 from serve_app.adapters.dspy_engine import LMPool
@@ -55,40 +59,42 @@ def in_process(pipe: Connection, provider: str) -> None:
         pipe.send(loop.run_until_complete(ask(lm, pipe.recv())))
 
 
-def over_http(base: str, graph: str, seconds: float) -> float:
+def over_http(at: str, body: Body | None, seconds: float) -> float:
     """Median seconds of a call."""
-    samples = measure(Load(url(base, graph), seconds, callers=1, headers={}))
+    samples = measure(Load(at, seconds, callers=1, body=body, headers={}))
     failed = sum(sample.status != OK for sample in samples)
     if failed:
-        raise RuntimeError(f"{failed} of {len(samples)} calls failed in {graph}")
+        raise RuntimeError(f"{failed} of {len(samples)} calls of {at} failed")
     return median(samples)
 
 
-def latency(seconds: float, rounds: int) -> None:
-    alone: list[float] = []
-    served: dict[str, list[float]] = {graph: [] for graph in PATHS}
-    with (
-        simulator(upstream()) as provider,
-        serving({"applications": [application(graph, provider) for graph in PATHS]}) as base,
-        process(in_process, provider) as pipe,
-    ):
-        for number in range(-1, rounds):  # the first round warms up and does not count
-            pipe.send(seconds)
-            direct = answer_of(pipe)
-            figures = {graph: over_http(base, graph, seconds) for graph in PATHS}
-            if number >= 0:
-                alone.append(direct)
-                for graph, figure in figures.items():
-                    served[graph].append(figure)
+def latency(seconds: float, rounds: int, peers: Sequence[str]) -> None:
     print(f"\nOne caller, upstream 0 ms, p50: median of {rounds} rounds of {seconds:g} s (min-max).\n")
-    print(f"| | p50 ms | added ms (target: {TARGET_MS:g}) |\n|---|---|---|")
-    print(f"| in-process | {_ms(alone)} | |")
-    for graph, figures_of in served.items():
-        added = [with_http - without for with_http, without in zip(figures_of, alone, strict=True)]
-        print(f"| {graph} | {_ms(figures_of)} | {_ms(added)} |")
+    print(f"| served by | in-process, ms | over HTTP, ms | added, ms (target: {TARGET_MS:g}) |\n|---|---|---|---|")
+    with simulator(upstream()) as provider, process(in_process, provider) as pipe:
+        for title, started, path, body in servers(provider, peers):
+            with started as base:
+                pairs = [pair(pipe, base + path, body, seconds) for _ in range(rounds + 1)][1:]  # the first warms up
+            added = [served - alone for alone, served in pairs]
+            cells = (_ms(figures) for figures in (*zip(*pairs, strict=True), added))
+            print(f"| {title} | {' | '.join(cells)} |", flush=True)
 
 
-def _ms(seconds: list[float]) -> str:
+def servers(provider: str, peers: Sequence[str]) -> Iterator[tuple[str, AbstractContextManager[str], str, Body | None]]:
+    """Title, the server, the path that is called and the body of a call."""
+    for graph in PATHS:
+        yield f"Switchyard, {graph}", serving({"applications": [application(graph, provider)]}), url("", graph), None
+    for peer in map(PEERS.__getitem__, peers):
+        yield peer.title, peer.running(f"{provider}/v1"), peer.path, peer.body
+
+
+def pair(pipe: Connection, at: str, body: Body | None, seconds: float) -> tuple[float, float]:
+    """A round in-process and one over HTTP: median seconds of a call."""
+    pipe.send(seconds)
+    return answer_of(pipe), over_http(at, body, seconds)
+
+
+def _ms(seconds: Sequence[float]) -> str:
     return f"{1000 * statistics.median(seconds):.2f} ({1000 * min(seconds):.2f}-{1000 * max(seconds):.2f})"
 
 
@@ -96,8 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", choices=[*PEERS], default=["ray-serve", "fastapi-1"])
     options = parser.parse_args()
-    latency(options.seconds, options.rounds)
+    latency(options.seconds, options.rounds, options.peers)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python -m benchmarks.soak --graph standard
 
 Capacity is measured first, with 32 callers in a closed loop; the load is an open loop. Slopes are least squares over
-readings every few seconds, after a warm-up that does not count. Answers are kept for half a minute only, so that caches
-are full, and stay so, before anything counts: what grows then is no data.
+readings every few seconds, after a warm-up that does not count: until whatever is bounded is full. Answers are kept
+for half a minute only; of the calls that may yet get a verdict the control plane keeps the last 100,000, which takes
+minutes to fill (``serve_app.core.recent_calls``). What grows then is no data.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from benchmarks.application import MODELS, PATHS, PROGRAM, application, upstream
 from benchmarks.load import OK, Load, begin, measure, percentile
 from benchmarks.processes import Reading, readings
 from benchmarks.serving import serving, simulator
+from serve_app.core.recent_calls import MAX_CALLS
 
 TARGET_MIB_PER_MIN = 1.0
 EVERY_S = 5.0
 CAPACITY_S = 10.0
+SETTLE_S = 60.0
 FORGETFUL = {
     "name": "ask",
     "program": PROGRAM,
@@ -34,7 +37,8 @@ OURS = ("switchyard:", "compact:", "Ray Serve", "HAProxy", "Ray's", "embedded")
 Series = dict[int, list[tuple[float, Reading]]]
 
 
-def soak(graph: str, seconds: float, warm_up_s: float, share: float) -> None:
+def soak(graph: str, seconds: float, warm_up_s: float | None, share: float) -> None:
+    """Measure and print; the warm-up is as long as the bounded memories take to fill, unless it is given."""
     with (
         simulator(upstream()) as provider,
         serving({"applications": [application(graph, provider, programs=[FORGETFUL])]}) as base,
@@ -42,6 +46,7 @@ def soak(graph: str, seconds: float, warm_up_s: float, share: float) -> None:
         at = url(base, graph)
         measure(Load(at, CAPACITY_S / 2, headers={}))
         capacity = sum(s.status == OK for s in measure(Load(at, CAPACITY_S, headers={}))) / CAPACITY_S
+        warm_up_s = MAX_CALLS / (share * capacity) + SETTLE_S if warm_up_s is None else warm_up_s
         end = begin(Load(at, warm_up_s + seconds, rate=share * capacity, headers={}))
         time.sleep(warm_up_s)
         series = watch(seconds)
@@ -91,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graph", choices=[*PATHS], default="standard")
     parser.add_argument("--seconds", type=float, default=600.0, help="that count")
-    parser.add_argument("--warm-up", type=float, default=60.0, help="seconds before that")
+    parser.add_argument("--warm-up", type=float, help="seconds before that; by default until memories are full")
     parser.add_argument("--share", type=float, default=0.7, help="of capacity")
     options = parser.parse_args()
     soak(options.graph, options.seconds, options.warm_up, options.share)

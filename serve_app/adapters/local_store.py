@@ -5,6 +5,9 @@ that holds a tenth of the entries, and leaves for the main queue only if it was 
 left without that are remembered for a while, without their values; one that comes back goes straight to the main
 queue. A crawl over keys asked for once therefore passes through the small queue and takes nothing else with it.
 
+What has expired takes no room for long: each new entry drops those at the heads of the queues whose time is over, a few
+at a time. One that expires behind a longer-lived one goes when it gets to the head, or is asked for.
+
 Entries are kept encoded: their size is known exactly, a caller cannot change what another will read, and the garbage
 collector has nothing to walk. A hit costs a few microseconds of decoding.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from serve_app.core.cache_entry import Entry, decode, encode
@@ -21,6 +25,8 @@ from serve_app.core.clock import Clock
 SMALL_SHARE: Final = 10
 """The small queue holds one in this many entries; the paper's tenth."""
 MAX_FREQUENCY: Final = 3
+MAX_EXPIRED: Final = 2
+"""Most expired entries that a new one drops from each queue: more than come in, and too few to be felt."""
 OVERHEAD_BYTES: Final = 512
 """What an entry takes beyond its own bytes: key, slot, places in the queues and among the remembered keys."""
 
@@ -126,11 +132,20 @@ class LocalStore:
         belongs_in_main = key in self._main or key in self._remembered
         old = self._drop(key)
         slot.frequency = old.frequency if old is not None else 0
+        self._drop_expired()
         while len(self) >= self._max_entries or self._bytes + slot.size > self._max_bytes:
             self._evict()
         self._remembered.pop(key, None)
         (self._main if belongs_in_main else self._small)[key] = slot
         self._bytes += slot.size
+
+    def _drop_expired(self) -> None:
+        now = self._clock()
+        for queue in (self._small, self._main):
+            for key in list(islice(queue, MAX_EXPIRED)):
+                if queue[key].expires_at > now:
+                    break
+                self._drop(key)
 
     def _evict(self) -> None:
         """Make room by one entry; entries in use are moved on meanwhile."""

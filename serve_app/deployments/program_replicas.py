@@ -20,6 +20,7 @@ from serve_app.adapters.operator_key import read_operator_key
 from serve_app.adapters.serve_address import listening_host
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.adapters.tracing import configure_tracing
+from serve_app.adapters.type_memo import use_type_memo
 from serve_app.config import AppConfig, BatchingConfig, ModelConfig
 from serve_app.core.model_load import model_deployment_name
 from serve_app.core.operator_access import OperatorAccess, is_loopback
@@ -118,6 +119,7 @@ class ModelDeployment(Holding, Streaming, ModelReplica):
         configure_logging(name)
         configure_tracing(name)
         use_inline_executor()
+        use_type_memo()
         telemetry = Telemetry()
         link = link_to(control, name, telemetry)
         programs, pool = _load_programs(config), LMPool()

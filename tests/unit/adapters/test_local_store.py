@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections.abc import Iterable
 from itertools import accumulate
 
 import pytest
@@ -40,7 +41,7 @@ def fill(store: LocalStore, keys: str) -> None:
         assert store.put(key, entry(key), 60)
 
 
-def kept(store: LocalStore, keys: str) -> str:
+def kept(store: LocalStore, keys: Iterable[str]) -> str:
     """Which of the keys are kept, without asking for them: asking would change what stays."""
     return "".join(key for key in keys if key in store._small or key in store._main)
 
@@ -68,6 +69,28 @@ def test_an_entry_ends_with_its_time(clock: ManualClock) -> None:
     clock.advance(0.1)
     assert store.get("k") is None
     assert (len(store), store.stats().bytes, store.stats().evictions) == (0, 0, 0)
+
+
+def test_expired_entries_make_room_without_being_asked_for(clock: ManualClock) -> None:
+    store = store_of(1000, clock)
+    for second in range(500):
+        store.put(f"k{second}", entry(), 10)
+        clock.advance(1)
+    assert len(store) <= 10 + 1
+    assert store.stats().bytes == len(store) * size(entry())
+    assert store.stats().evictions == 0
+
+
+def test_an_expired_entry_behind_a_longer_lived_one_goes_once_that_has_gone(clock: ManualClock) -> None:
+    store = store_of(1000, clock)
+    store.put("long", entry(), 100)
+    store.put("short", entry(), 10)
+    clock.advance(50)
+    store.put("new", entry(), 100)
+    assert kept(store, ["long", "short", "new"]) == "longshortnew"
+    clock.advance(50)
+    store.put("newer", entry(), 100)
+    assert kept(store, ["long", "short", "new", "newer"]) == "newnewer"
 
 
 def test_writing_again_replaces_the_entry_and_its_size(clock: ManualClock) -> None:
