@@ -14,7 +14,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, cast
 
 MAX_THREADS: Final = 32
 _STEPS: Final = "dspy.clients.execution"
@@ -29,15 +29,19 @@ class InlineExecutor(ThreadPoolExecutor):
         super().__init__(max_threads, thread_name_prefix="blocking")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401 - the base's own
-        """Run ``fn``; its result is there already when it is one of the short steps."""
+        """Run ``fn``; its result is there already when it is one of the short steps.
+
+        That result comes in a future of the running loop itself, which ``run_in_executor`` hands on as it is
+        (``asyncio.wrap_future``): one of ``concurrent.futures`` costs a turn of the loop and a system call more.
+        """
         if not is_short_step(fn):
             return super().submit(fn, *args, **kwargs)
-        done: Future[Any] = Future()
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
             done.set_result(fn(*args, **kwargs))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the one who awaits the future gets it
             done.set_exception(error)
-        return done
+        return cast("Future[Any]", done)
 
 
 def is_short_step(fn: Callable[..., Any]) -> bool:

@@ -64,6 +64,17 @@ async def test_a_call_of_a_program_needs_no_thread(executor) -> None:
     assert threads() == set()
 
 
+async def test_a_short_step_takes_no_turn_of_the_loop(executor) -> None:
+    def prepare(_lm, _prompt, messages, _options):
+        return len(messages)
+
+    prepare.__module__ = "dspy.clients.execution"
+    step = asyncio.to_thread(prepare, None, None, [{"role": "user", "content": "hi"}], {})
+    with pytest.raises(StopIteration) as ended:
+        step.send(None)
+    assert ended.value.value == 1
+
+
 async def test_a_request_that_may_read_files_is_put_together_in_a_thread(executor) -> None:
     asked = Asked()
     lm = lm_over(asked)
