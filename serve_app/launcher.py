@@ -58,6 +58,7 @@ _DEFAULTS: Final = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "30",
     "LITELLM_LOCAL_MODEL_COST_MAP": "true",
 }
 """Nothing is asked, reported or downloaded at start unless the person set it otherwise.
@@ -67,8 +68,9 @@ there are. HAProxy on this machine needs a fraction of a second, and a run shoul
 The controller looks ten times a second by default, for which it takes a tenth of a small machine's core. Ray's metrics
 of HAProxy are a log line a request that a process reads in Python; ``/metrics`` counts the same calls.
 Three failed connections in a row make an ingress dead to HAProxy by default, and its calls go through Ray's own proxy,
-to the same ingress: one that is only busy gets twice the work. One that is dead refuses connections, for which HAProxy
-tries another, fails its health checks, and is asked no more once the controller has seen it.
+to the same ingress: one that is only busy gets twice the work. So do two health checks in a row without an answer
+within five seconds, and the ingress, busy with the detour, does not come back. One that is dead refuses connections,
+for which HAProxy tries another; one that hangs is replaced by the controller, which has health checks of its own.
 """
 
 

@@ -2,13 +2,14 @@
 
     lateness : of a timer that is due every ``TICK_S``                                  seconds
     lag      : the least lateness in the last ``WINDOW_S``, and of two timers at least
-    too late : lag > max(ORDINARY_S, share * remaining)
+    too late : lag > max(ORDINARY_S, share * min(remaining, MOST_S))
 
 A process that gets more requests than its core can even refuse does not see them queue: they wait in sockets and in the
 loop, a turn at a time, before any of our code runs. What shows is that timers are late. The *least* lateness of a while
 is a standing delay; a burst that is worked off in between does not count. A call goes through some ten turns (an
 estimate), so a lag of 2 % of its time costs it about a fifth of that; each priority bears its share, so that sheddable
-calls go first.
+calls go first. Of a long deadline only ``MOST_S`` count: a process that is so late for everybody will not catch up by
+taking more.
 
 Source: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012 (the least delay of an interval).
 """
@@ -34,6 +35,8 @@ BEARABLE: Final[Mapping[Priority, float]] = MappingProxyType(
     {Priority.SHEDDABLE: 0.01, Priority.DEFAULT: 0.02, Priority.CRITICAL: 0.1}
 )
 """Lag that a call of each priority bears, as a share of the time it has left."""
+MOST_S: Final = 10.0
+"""Most of that time that counts."""
 
 
 class LoopLag:
@@ -58,5 +61,5 @@ class LoopLag:
 
     def refusal(self, priority: Priority, remaining_s: float) -> Refusal | None:
         """Why a call should not even begin; ``None`` when the loop is quick enough for it."""
-        bearable_s = max(ORDINARY_S, BEARABLE[priority] * remaining_s)
+        bearable_s = max(ORDINARY_S, BEARABLE[priority] * min(remaining_s, MOST_S))
         return refuse(None, "busy_loop") if self.seconds > bearable_s else None

@@ -14,6 +14,7 @@ from ray import serve
 
 from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import Program, load_program
+from serve_app.adapters.garbage import collect_seldom
 from serve_app.adapters.inline_executor import use_inline_executor
 from serve_app.adapters.json_log import configure_logging
 from serve_app.adapters.operator_key import read_operator_key
@@ -65,6 +66,7 @@ class IngressDeployment(Holding, Ingress):
 
     def __init__(self, config: AppConfig, control: Handle, wire: Wire, handles: Mapping[str, Handle]) -> None:
         configure_logging("Ingress")
+        collect_seldom()
         configure_tracing("Ingress")
         telemetry = Telemetry()
         link = link_to(control, "Ingress", telemetry)
@@ -117,6 +119,7 @@ class ModelDeployment(Holding, Streaming, ModelReplica):
     def __init__(self, config: AppConfig, model: ModelConfig, control: Handle) -> None:
         name = model_deployment_name(model.name)
         configure_logging(name)
+        collect_seldom()
         configure_tracing(name)
         use_inline_executor()
         use_type_memo()

@@ -19,6 +19,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.adapters.embedded_redis import EmbeddedRedis
+from serve_app.adapters.garbage import collect_seldom
 from serve_app.adapters.json_log import configure_logging
 from serve_app.adapters.redis_store import RedisStore
 from serve_app.adapters.telemetry import Telemetry
@@ -109,6 +110,7 @@ class CacheDeployment(Holding, Streaming, Cache):
 
     def __init__(self, config: AppConfig, control: Handle, downstream: Handle, redis: Handle | None) -> None:
         configure_logging("Cache")
+        collect_seldom()
         configure_tracing("Cache")
         telemetry = Telemetry()
         link = link_to(control, "Cache", telemetry)
@@ -131,6 +133,7 @@ class RouterDeployment(Holding, Streaming, Router):
 
     def __init__(self, config: AppConfig, control: Handle, handles: Mapping[str, Handle]) -> None:
         configure_logging("Router")
+        collect_seldom()
         configure_tracing("Router")
         telemetry = Telemetry()
         link = link_to(control, "Router", telemetry)
@@ -150,6 +153,7 @@ class ControlPlaneDeployment(Holding, ControlPlane):
 
     def __init__(self, config: AppConfig, redis: Handle | None) -> None:
         configure_logging("ControlPlane")
+        collect_seldom()
         super().__init__(config)
         self._held = contextlib.AsyncExitStack()
         application = serve.get_replica_context().app_name

@@ -5,7 +5,7 @@ import pytest
 from serve_app.core.admission import Admission, Ticket
 from serve_app.core.clock import ManualClock
 from serve_app.core.expected_wait import UNKNOWN_RETRY_AFTER_S
-from serve_app.core.loop_lag import BEARABLE, ORDINARY_S, TICK_S, LoopLag
+from serve_app.core.loop_lag import BEARABLE, MOST_S, ORDINARY_S, TICK_S, LoopLag
 from serve_app.core.permit import Refusal
 from serve_app.messages import Priority
 
@@ -48,10 +48,16 @@ def test_a_timer_is_never_early() -> None:
 
 @pytest.mark.parametrize("priority", list(Priority))
 def test_each_priority_bears_its_share_of_its_time(priority: Priority) -> None:
-    lag = lagging(0.1, 0.1)
-    enough_s = 0.1 / BEARABLE[priority]
+    lag = lagging(0.05, 0.05)
+    enough_s = 0.05 / BEARABLE[priority]
     assert lag.refusal(priority, enough_s * 1.01) is None
     assert lag.refusal(priority, enough_s * 0.99) == Refusal(UNKNOWN_RETRY_AFTER_S, "busy_loop")
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+def test_a_long_deadline_bears_no_more_than_ten_seconds_do(priority: Priority) -> None:
+    assert lagging(*[BEARABLE[priority] * MOST_S * 0.99] * 2).refusal(priority, 600) is None
+    assert lagging(*[BEARABLE[priority] * MOST_S * 1.01] * 2).refusal(priority, 600) is not None
 
 
 @pytest.mark.parametrize("priority", list(Priority))
