@@ -63,6 +63,7 @@ SECTIONS = {
     ),
     "overload-compact": Section("Overload and scaling, compact graph", overload("compact")),
     "overload-standard": Section("Overload and scaling, standard graph", overload("standard")),
+    "overrun": Section("Overrun for a while", (("overrun", "--graph", "standard"),)),
     "sick-redis": Section("A sick Redis", (("cache_faults", "--seconds", "1", "--rounds", "3"),)),
     "cache-hits": Section("Throughput of hits", (("cache_hits", "--seconds", "3", "--rounds", "5"),)),
     "resilience": Section("Faults", (("resilience",),)),

@@ -58,7 +58,7 @@ _DEFAULTS: Final = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "30",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "12",
     "LITELLM_LOCAL_MODEL_COST_MAP": "true",
 }
 """Nothing is asked, reported or downloaded at start unless the person set it otherwise.
@@ -69,8 +69,9 @@ The controller looks ten times a second by default, for which it takes a tenth o
 of HAProxy are a log line a request that a process reads in Python; ``/metrics`` counts the same calls.
 Three failed connections in a row make an ingress dead to HAProxy by default, and its calls go through Ray's own proxy,
 to the same ingress: one that is only busy gets twice the work. So do two health checks in a row without an answer
-within five seconds, and the ingress, busy with the detour, does not come back. One that is dead refuses connections,
-for which HAProxy tries another; one that hangs is replaced by the controller, which has health checks of its own.
+within five seconds each, and the ingress, busy with the detour, does not come back: it takes a dozen here, a minute.
+One that is dead refuses connections, for which HAProxy tries another and needs three seconds to give it up; one that
+hangs is replaced by the controller, which has health checks of its own.
 """
 
 

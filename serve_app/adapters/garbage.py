@@ -2,7 +2,7 @@
 
 Python looks through all young objects whenever 700 more were made than freed, and through all objects there are once a
 hundred such looks have passed. An overrun ingress that held 2,000 calls was stopped for half a second each time, 31
-times within a minute, and answered no health check meanwhile. What a call leaves is nearly all freed without a look.
+times in two minutes, and answered no health check meanwhile. What a call leaves is nearly all freed without a look.
 """
 
 from __future__ import annotations
