@@ -3,20 +3,17 @@
     hold = min(MAX_HOLD_S, SHARE * remaining)
 
 A call is refused downstream because it would wait longer than its deadline allows; a queue of that length does not
-vanish within a fiftieth of that deadline, so hardly any room is left unused. Where an answer has come back since, there
-is room for one more, and one more call may ask. When a hold ends, again one asks, and the others wait as long for what
-it hears; with no new refusal by then, all may ask. A call with more time than the refused one may find room, and always
-asks.
+vanish within a fiftieth of that deadline, so hardly any room is left unused. After a hold calls ask again, until one is
+refused. A call with more time than the refused one may find room, and always asks.
 
-Sources: H. Zhou et al., "Overload Control for Scaling WeChat Microservices", SoCC 2018 (refuse upstream, by what the
-overloaded service said last); V. Jacobson, "Congestion Avoidance and Control", SIGCOMM 1988 (one enters when one has
-left).
+Source: H. Zhou et al., "Overload Control for Scaling WeChat Microservices", SoCC 2018 (refuse upstream, by what the
+overloaded service said last).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from serve_app.core.clock import Clock
@@ -34,17 +31,6 @@ MAX_KINDS: Final = 256
 """Kinds of calls that are remembered: callers choose what makes one."""
 
 
-@dataclass(slots=True)
-class _Hold:
-    """A refusal, for whom it holds, and until when; ``is_asked`` once a call has gone to see whether it still does."""
-
-    refusal: Refusal
-    refused_s: float
-    seconds: float
-    until: float
-    is_asked: bool = False
-
-
 class RecentRefusals:
     """The last refusal of each kind of call, for as long as it holds.
 
@@ -54,41 +40,30 @@ class RecentRefusals:
 
     def __init__(self, *, clock: Clock) -> None:
         self._clock = clock
-        self._holds: dict[Hashable, _Hold] = {}
+        self._refused: dict[Hashable, tuple[float, float, Refusal]] = {}
         self._holds_until = float("-inf")
-        self._returned = 0
 
     def note(self, call: Call, remaining_s: float, result: Result) -> None:
-        """Learn from what became of a call with so much time left: every model was busy, or one has room again.
+        """Remember it when a call with so much time left found every model busy.
 
         A replica's own refusal, or a rate limit, says less, and is not held against others.
         """
-        if type(result.error) is not Overloaded:
-            self._returned += bool(result.attempts)  # a stored answer has left no place
+        if type(result.error) is not Overloaded or result.attempts:
             return
-        if result.attempts:
-            return
-        if len(self._holds) >= MAX_KINDS:
-            self._holds.clear()
-        seconds, now = min(MAX_HOLD_S, SHARE * remaining_s), self._clock()
+        if len(self._refused) >= MAX_KINDS:
+            self._refused.clear()
+        until = self._clock() + min(MAX_HOLD_S, SHARE * remaining_s)
         refusal = Refusal(result.error.retry_after_s or UNKNOWN_RETRY_AFTER_S, BUSY)
-        self._holds[_kind(call)] = _Hold(refusal, remaining_s * (1 + SHARE), seconds, now + seconds)
-        self._holds_until = max(self._holds_until, now + 3 * seconds)
-        self._returned = 0
+        self._refused[_kind(call)] = (until, remaining_s * (1 + SHARE), refusal)
+        self._holds_until = max(self._holds_until, until)
 
     def find(self, call: Call, remaining_s: float) -> Refusal | None:
         """The refusal that holds for a call; ``None`` when it has to ask."""
         now = self._clock()
-        if now >= self._holds_until or (hold := self._holds.get(_kind(call))) is None or remaining_s > hold.refused_s:
+        if now >= self._holds_until or (known := self._refused.get(_kind(call))) is None:
             return None
-        if now >= hold.until:
-            if not hold.is_asked and now < hold.until + hold.seconds:
-                hold.is_asked, hold.until = True, now + hold.seconds
-            return None
-        if self._returned:
-            self._returned -= 1
-            return None
-        return hold.refusal
+        until, refused_s, refusal = known
+        return refusal if now < until and remaining_s <= refused_s else None
 
 
 def _kind(call: Call) -> Hashable:

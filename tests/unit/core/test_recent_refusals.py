@@ -12,7 +12,6 @@ from serve_app.errors import NoRoute, Overloaded, RateLimited, SwitchyardError
 from serve_app.messages import Attempt, Call, Level, Options, Outcome, Priority, Result
 
 BUSY = Refusal(0.4, "busy")
-ANSWER = Result("c1", {"answer": "fine"}, attempts=(Attempt("large", Outcome.OK, 0.2),))
 
 
 def call(text: str = "question one?", *, level: Level = Level.FULL, program: str = "ask", **options) -> Call:
@@ -46,47 +45,6 @@ def test_a_refusal_holds_for_a_fiftieth_of_the_deadline_and_never_long(clock, re
     assert refusals.find(call(), remaining_s) == BUSY
     clock.advance(holds_s * 0.02)
     assert refusals.find(call(), remaining_s) is None
-
-
-def test_at_the_end_of_a_hold_one_asks_and_the_others_wait_as_long_for_what_it_hears(clock, refusals) -> None:
-    refusals.note(call(), 2.0, no_room())
-    clock.advance(0.05)
-    assert refusals.find(call(), 2.0) is None
-    assert refusals.find(call(), 2.0) == BUSY
-    clock.advance(0.039)
-    assert refusals.find(call(), 2.0) == BUSY
-    clock.advance(0.002)
-    assert [refusals.find(call(), 2.0) for _ in range(3)] == [None] * 3, "it was not refused: there is room"
-
-
-def test_a_hold_begins_anew_when_who_asked_is_refused(clock, refusals) -> None:
-    refusals.note(call(), 2.0, no_room())
-    clock.advance(0.05)
-    assert refusals.find(call(), 2.0) is None
-    refusals.note(call(), 2.0, no_room(0.7))
-    clock.advance(0.039)
-    assert refusals.find(call(), 2.0) == Refusal(0.7, "busy")
-
-
-def test_when_nobody_asks_for_a_while_all_may(clock, refusals) -> None:
-    refusals.note(call(), 2.0, no_room())
-    clock.advance(0.085)
-    assert [refusals.find(call(), 2.0) for _ in range(3)] == [None] * 3
-
-
-def test_for_each_answer_that_comes_back_one_call_may_ask(refusals) -> None:
-    refusals.note(call(), 2.0, no_room())
-    for _ in range(2):
-        refusals.note(call(program="other"), 2.0, ANSWER)
-    refusals.note(call(), 2.0, Result("c1", {"answer": "of a cache"}))
-    refusals.note(call(), 2.0, replace(no_room(), attempts=(Attempt("large", Outcome.REJECTED, 0.0),)))
-    assert [refusals.find(call(), 2.0) for _ in range(4)] == [None, None, BUSY, BUSY]
-
-
-def test_room_of_before_a_refusal_is_taken(refusals) -> None:
-    refusals.note(call(), 2.0, ANSWER)
-    refusals.note(call(), 2.0, no_room())
-    assert refusals.find(call(), 2.0) == BUSY
 
 
 def test_a_longer_hold_of_another_kind_prolongs_none(clock, refusals) -> None:
