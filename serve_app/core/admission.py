@@ -4,9 +4,10 @@
     again : (calls too many) * (how long a call is held) / held         Little's law
 
 Each priority may fill its share, so under growing load sheddable calls are refused first and critical ones last, and
-a critical call finds room that no other may take; ``serve_app.core.loop_lag`` does the same for the process' time. How
-long a call would wait for a *model* is judged where the model is known: by the router from what replicas report, and
-by the replica's own queue (``serve_app.core.expected_wait``).
+a critical call finds room that no other may take; ``serve_app.core.loop_lag`` does the same for the process' time, once
+there are calls enough to be what takes it: a loop that is late with next to nothing to do waits for a core that other
+processes have, and gets none sooner by refusing. How long a call would wait for a *model* is judged where the model is
+known: by the router from what replicas report, and by the replica's own queue (``serve_app.core.expected_wait``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from serve_app.messages import Priority
 
 HOLD_WINDOW_S: Final = 30.0
 """Seconds over which the time that calls are held is averaged."""
+FEW: Final = 16
+"""Calls held that cannot be what makes the loop late; an estimate (a few ms of CPU each)."""
 
 
 class Ticket:
@@ -70,14 +73,15 @@ class Admission:
     def admit(self, priority: Priority, remaining_s: float) -> Ticket | Refusal:
         """A place for one call, or why there is none.
 
-        ``queue_full``, ``deadline`` when its time is up already, ``busy_loop`` when it would not be answered in time.
+        ``queue_full``, ``deadline`` when its time is up already, ``busy_loop`` when it would not be answered in time
+        and more than a few are held.
         """
         room = room_for(priority, self._max_queued)
         if self._held >= room:
             return refuse(self._seconds_for(self._held - room + 1), "queue_full")
         if remaining_s <= 0:
             return refuse(0, "deadline")
-        if busy := self._lag.refusal(priority, remaining_s):
+        if self._held >= FEW and (busy := self._lag.refusal(priority, remaining_s)):
             return busy
         self._held += 1
         return Ticket(self, self._clock())

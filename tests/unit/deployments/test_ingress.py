@@ -11,6 +11,7 @@ from deployment_fakes import FakeStage, app_config, failed, link, ok, programs, 
 from ray.exceptions import RayActorError
 
 from serve_app.config import BatchingConfig, LimitsConfig, Replicas
+from serve_app.core.admission import FEW
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.ingress import Ingress
@@ -24,7 +25,7 @@ from serve_app.errors import (
     Overloaded,
     UnknownProgram,
 )
-from serve_app.messages import CacheStatus, Freshness, Level, Outcome, Result
+from serve_app.messages import CacheStatus, Freshness, Level, Outcome, Priority, Result
 
 GOOD = {"question": "why?"}
 
@@ -437,6 +438,10 @@ async def test_a_loop_that_runs_late_refuses_calls_and_takes_them_again_when_it_
     watching, holding = asyncio.create_task(bench.ingress.watch_loop()), asyncio.create_task(hold_up())
     try:
         await until(lambda: bench.ingress._lag.seconds > 0.05)
+        lone = {"question": "alone?"}
+        assert (await bench.ask(lone, options={"deadline_s": 2}))["outputs"] == {"answer": "fine"}, "it may wait"
+        for _ in range(FEW):
+            bench.ingress._admission.admit(Priority.CRITICAL, 50)
         with pytest.raises(Overloaded, match="busy_loop"):
             await bench.ask(options={"deadline_s": 2})
         assert bench.counts("dspy_shed", "reason") == {"busy_loop": 1}
