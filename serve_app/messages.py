@@ -239,7 +239,13 @@ class Usage:
 @_crosses
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One model asked once for one call; ``resumed`` LM steps of it were taken over from earlier attempts."""
+    """One model asked once for one call.
+
+    Attributes:
+        latency_s: from when it was asked.
+        resumed: LM steps that were taken over from earlier attempts.
+        waited_s: seconds of the latency in which its program did not run.
+    """
 
     model: str
     outcome: Outcome
@@ -247,6 +253,7 @@ class Attempt:
     usage: Usage = Usage()
     cost_usd: float = 0.0
     resumed: int = 0
+    waited_s: float = 0.0
 
 
 @_crosses

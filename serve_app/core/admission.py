@@ -12,6 +12,7 @@ known: by the router from what replicas report, and by the replica's own queue (
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Final, Self
 
 from serve_app.core.clock import Clock
@@ -19,6 +20,7 @@ from serve_app.core.expected_wait import refuse, room_for
 from serve_app.core.loop_lag import LoopLag
 from serve_app.core.permit import Refusal
 from serve_app.core.rolling_window import RollingMean
+from serve_app.core.standing_queue import StandingQueue
 from serve_app.messages import Priority
 
 HOLD_WINDOW_S: Final = 30.0
@@ -28,19 +30,27 @@ FEW: Final = 16
 
 
 class Ticket:
-    """One admitted call's place; a context manager that gives it back once, whatever happens in the body."""
+    """One admitted call's place; a context manager that gives it back once, whatever happens in the body.
 
-    __slots__ = ("_admission", "_since")
+    Attributes:
+        ran_s: seconds that the call's program ran; ``None`` unless a model answered.
+    """
 
-    def __init__(self, admission: Admission, since: float) -> None:
+    __slots__ = ("_admission", "_priority", "_queue", "_since", "ran_s")
+
+    def __init__(self, admission: Admission, queue: StandingQueue, priority: Priority, since: float) -> None:
         self._admission: Admission | None = admission
+        self._queue = queue
+        self._priority = priority
         self._since = since
+        self.ran_s: float | None = None
 
     def release(self) -> None:
         """The call is gone, answered or not: its place is free."""
         admission, self._admission = self._admission, None
         if admission is not None:
-            admission._left(self._since)  # noqa: SLF001 - two halves of one thing
+            here_s = admission._clock() - self._since  # noqa: SLF001 - two halves of one thing
+            admission._left(self._queue, self._priority, here_s, self.ran_s)  # noqa: SLF001
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +73,7 @@ class Admission:
         self._lag = lag or LoopLag()
         self._clock = clock
         self._held = 0
+        self._queues: defaultdict[str, StandingQueue] = defaultdict(lambda: StandingQueue(clock=clock))
         self._times = RollingMean(HOLD_WINDOW_S, clock=clock)
 
     @property
@@ -70,27 +81,33 @@ class Admission:
         """Calls admitted and not gone."""
         return self._held
 
-    def admit(self, priority: Priority, remaining_s: float) -> Ticket | Refusal:
-        """A place for one call, or why there is none.
+    def admit(self, priority: Priority, remaining_s: float, program: str = "") -> Ticket | Refusal:
+        """A place for one call of a program, or why there is none.
 
         ``queue_full``, ``deadline`` when its time is up already, ``busy_loop`` when it would not be answered in time
-        and more than a few are held.
+        and more than a few are held, ``standing_queue`` when too many of the program's wait already.
         """
         room = room_for(priority, self._max_queued)
         if self._held >= room:
             return refuse(self._seconds_for(self._held - room + 1), "queue_full")
         if remaining_s <= 0:
             return refuse(0, "deadline")
-        if self._held >= FEW and (busy := self._lag.refusal(priority, remaining_s)):
-            return busy
+        queue = self._queues[program]
+        busy = self._lag.refusal(priority, remaining_s) if self._held >= FEW else None
+        if refusal := busy or queue.refusal(priority, remaining_s):
+            return refusal
         self._held += 1
-        return Ticket(self, self._clock())
+        queue.held += 1
+        return Ticket(self, queue, priority, self._clock())
 
     def _seconds_for(self, calls: int) -> float | None:
         """Seconds until that many calls are gone; ``None`` when nothing is known of how long they stay."""
         mean_s = self._times.mean()
         return None if mean_s is None else calls * mean_s / self._held
 
-    def _left(self, since: float) -> None:
+    def _left(self, queue: StandingQueue, priority: Priority, here_s: float, ran_s: float | None) -> None:
         self._held -= 1
-        self._times.add(self._clock() - since)
+        queue.held -= 1
+        self._times.add(here_s)
+        if ran_s is not None:
+            queue.answered(priority, here_s, ran_s)

@@ -17,7 +17,7 @@ from serve_app.adapters.system_stats import process_memory_mb
 from serve_app.adapters.telemetry import MetricsPage, Telemetry
 from serve_app.adapters.tracing import current_trace, join, traced
 from serve_app.config import AppConfig
-from serve_app.core.admission import Admission
+from serve_app.core.admission import Admission, Ticket
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.cache_key import cache_keys, level_fingerprint
 from serve_app.core.cache_policy import may_use_stored
@@ -35,8 +35,9 @@ from serve_app.deployments.reply import reply
 from serve_app.deployments.requests import RequestReader
 from serve_app.deployments.stage import Stage
 from serve_app.errors import ClientClosed, ControlPlaneUnreachable, DeadlineExceeded, Overloaded, SwitchyardError
-from serve_app.messages import Call, Freshness, Level, Options, Result
+from serve_app.messages import CacheStatus, Call, Freshness, Level, Options, Result
 
+_MADE = frozenset({CacheStatus.MISS, CacheStatus.BYPASS})
 _REFUSED = frozenset(
     {
         "invalid_inputs",
@@ -229,13 +230,14 @@ class Ingress:
 
     async def _from_downstream(self, call: Call) -> Result:
         begun_at = self._clock()
-        with self._admitted(call), self._waiting_for(call):
+        with self._admitted(call) as ticket, self._waiting_for(call):
             try:
                 async with asyncio.timeout(call.remaining_s):
                     result = await (await self._collect(call))
             except TimeoutError as error:
                 message = f"no answer within {call.remaining_s:g} s"
                 raise DeadlineExceeded(message, request_id=call.request_id) from error
+            ticket.ran_s = _ran_s(result)
         self._refusals.note(call, call.remaining_s, result)
         self.near.keep(call, result, begun_at)
         return result
@@ -271,7 +273,7 @@ class Ingress:
                 future.cancel()
 
     @contextmanager
-    def _admitted(self, call: Call) -> Iterator[None]:
+    def _admitted(self, call: Call) -> Iterator[Ticket]:
         """Hold a place for the call, or refuse it before any work.
 
         What was refused a moment ago is refused again, unless a cache further on may have an answer; a loop that is
@@ -282,12 +284,12 @@ class Ingress:
         """
         goes_on = self._may_be_stored(call) and not self._lag.is_noticeable
         refusal = None if goes_on else self._refusals.find(call, call.remaining_s)
-        ticket = refusal or self._admission.admit(call.options.priority, call.remaining_s)
+        ticket = refusal or self._admission.admit(call.options.priority, call.remaining_s, call.program)
         if isinstance(ticket, Refusal):
             self.telemetry.shed(ticket.reason, call.options.priority)
             raise Overloaded(f"too much traffic: {ticket.reason}", ticket.retry_after_s)
         with ticket:
-            yield
+            yield ticket
 
     def _may_be_stored(self, call: Call) -> bool:
         """Whether a cache behind the near one may answer: one that is shared, or a stale answer that is wanted."""
@@ -325,3 +327,10 @@ class Ingress:
         self.telemetry.set_memory_mb(process_memory_mb())
         self.telemetry.cache.holds("near", self.near.stats())
         return {"active": self._admission.held} | self.telemetry.cache.gauges()
+
+
+def _ran_s(result: Result) -> float | None:
+    """Seconds that models ran a call's program; ``None`` for a failure and for an answer that none made for it."""
+    if result.error or not result.attempts or result.cache not in _MADE:
+        return None
+    return sum(attempt.latency_s - attempt.waited_s for attempt in result.attempts)

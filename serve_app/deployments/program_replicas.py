@@ -14,6 +14,7 @@ from ray import serve
 
 from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import Program, load_program
+from serve_app.adapters.eager_accept import EagerAccept
 from serve_app.adapters.garbage import collect_seldom
 from serve_app.adapters.inline_executor import use_inline_executor
 from serve_app.adapters.json_log import configure_logging
@@ -68,6 +69,7 @@ class IngressDeployment(Holding, Ingress):
         configure_logging("Ingress")
         collect_seldom()
         configure_tracing("Ingress")
+        accepting = EagerAccept(asyncio.get_running_loop())
         telemetry = Telemetry()
         link = link_to(control, "Ingress", telemetry)
         stage = wire(config, handles, telemetry, link)
@@ -79,6 +81,7 @@ class IngressDeployment(Holding, Ingress):
             self._held.push_async_callback(stage.aclose)
         self._held.push_async_callback(self.near.aclose)
         self._held.callback(asyncio.create_task(self.watch_loop()).cancel)
+        self._held.callback(asyncio.create_task(accepting.run()).cancel)
         self.set_batching(config.batching)
         link.on_snapshot(lambda snapshot: self.set_batching(snapshot.policy.batching or config.batching))
         link.start()

@@ -25,7 +25,7 @@ from serve_app.errors import (
     Overloaded,
     UnknownProgram,
 )
-from serve_app.messages import CacheStatus, Freshness, Level, Outcome, Priority, Result
+from serve_app.messages import CacheStatus, Call, Freshness, Level, Outcome, Priority, Result
 
 GOOD = {"question": "why?"}
 
@@ -33,13 +33,19 @@ GOOD = {"question": "why?"}
 class Bench:
     """An ingress over a fake stage."""
 
-    def __init__(self, answer=ok, ingress=Ingress, **config) -> None:
+    def __init__(self, answer=ok, ingress=Ingress, clock=time.monotonic, **config) -> None:
         self.config = app_config(**config)
         self.unix = ManualClock(1_000_000.0)
         self.stage = FakeStage(answer)
         self.link = link()
         self.ingress = ingress(
-            self.config, programs(self.config), self.stage, self.link._telemetry, self.link, unix_clock=self.unix
+            self.config,
+            programs(self.config),
+            self.stage,
+            self.link._telemetry,
+            self.link,
+            clock=clock,
+            unix_clock=self.unix,
         )
 
     async def ask(self, inputs=GOOD, **arguments) -> dict:
@@ -453,6 +459,44 @@ async def test_a_loop_that_runs_late_refuses_calls_and_takes_them_again_when_it_
     finally:
         holding.cancel()
         watching.cancel()
+
+
+async def test_a_queue_that_stands_takes_no_more_until_it_is_short_though_there_is_time() -> None:
+    """One answer every 0.1 s for calls that have a minute: a second of waiting is enough."""
+    turn, clock = asyncio.Lock(), ManualClock()
+
+    async def one_by_one(asked: Call) -> Result:
+        async with turn:
+            await asyncio.sleep(0)
+            clock.advance(0.1)
+            return ok(asked)
+
+    bench = Bench(one_by_one, clock=clock)
+    burst = [asyncio.create_task(bench.ask({"question": f"{n}?"})) for n in range(100)]
+    await asyncio.gather(*burst[:40])
+    with pytest.raises(Overloaded, match="standing_queue") as refused:
+        await bench.ask({"question": "one more?"})
+    assert refused.value.retry_after_s == pytest.approx(60 * 0.1 - 1, abs=0.5)
+    assert bench.counts("dspy_shed", "reason") == {"standing_queue": 1}
+    assert (await bench.ask({"question": "0?"}))["meta"]["cache"] == "hit", "what is stored waits for nobody"
+    await asyncio.gather(*burst)
+    assert (await bench.ask({"question": "one more?"}))["outputs"] == {"answer": "fine"}
+
+
+async def test_what_no_model_answered_says_nothing_of_a_queue() -> None:
+    clock, turn = ManualClock(), asyncio.Lock()
+
+    async def from_elsewhere(asked: Call) -> Result:
+        async with turn:
+            await asyncio.sleep(0)
+            clock.advance(0.1)
+            return replace(ok(asked), cache=CacheStatus.COALESCED)
+
+    bench = Bench(from_elsewhere, clock=clock)
+    burst = [asyncio.create_task(bench.ask({"question": f"{n}?"})) for n in range(100)]
+    await asyncio.gather(*burst[:40])
+    more = asyncio.create_task(bench.ask({"question": "one more?"}))
+    await asyncio.gather(*burst, more)
 
 
 SHARED = {"redis_url": "redis://127.0.0.1:1/0"}

@@ -76,6 +76,18 @@ class Bench:
         return {name: len(stage.calls) for name, stage in self.models.items() if stage.calls}
 
 
+async def test_an_attempt_says_how_much_of_its_latency_its_program_did_not_run() -> None:
+    bench = Bench()
+
+    def after_a_wait(asked) -> Result:
+        bench.clock.advance(3)  # the replica says that the program ran for 10 ms of it
+        return ok(asked, asked.model)
+
+    bench.models["large"]._answer = after_a_wait
+    (attempt,) = (await bench.ask()).attempts
+    assert (attempt.latency_s, attempt.waited_s) == (pytest.approx(3), pytest.approx(2.99))
+
+
 async def test_the_first_of_the_route_answers() -> None:
     bench = Bench()
     assert (await bench.ask()).model == "large"

@@ -1,0 +1,111 @@
+"""Connections are taken as they come, however slow the turns of the loop."""
+
+import asyncio
+import socket
+import time
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import uvloop
+
+from serve_app.adapters.eager_accept import EVERY_S, EagerAccept
+
+COUNT = 200
+
+
+class Greeter(asyncio.Protocol):
+    """Greets; remembers whom."""
+
+    def __init__(self, met: list) -> None:
+        self._met = met
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._met.append(transport.get_extra_info("peername"))
+        transport.write(b"hello")
+
+
+@asynccontextmanager
+async def serving(met: list, *, eagerly: bool):
+    loop = asyncio.get_running_loop()
+    accepting = EagerAccept(loop) if eagerly else None
+    task = asyncio.create_task(accepting.run()) if accepting else None
+    sock = socket.create_server(("127.0.0.1", 0), backlog=2 * COUNT)
+    sock.setblocking(False)
+    server = await loop.create_server(lambda: Greeter(met), sock=sock, backlog=2 * COUNT)
+    try:
+        yield sock.getsockname(), server
+    finally:
+        server.close()
+        if task:
+            task.cancel()
+
+
+async def turns_until_met(met: list, clients: int) -> int:
+    turns = 0
+    while len(met) < clients:
+        time.sleep(0.002)  # noqa: ASYNC251 - a busy turn
+        await asyncio.sleep(0)
+        turns += 1
+        assert turns < 50 * clients
+    return turns
+
+
+def connected(address, count: int) -> list[socket.socket]:
+    return [socket.create_connection(address) for _ in range(count)]
+
+
+def greeting(client: socket.socket) -> bytes:
+    client.settimeout(5)
+    with client:
+        return client.recv(5)
+
+
+def turns(*, eagerly: bool) -> int:
+    async def measure() -> int:
+        met: list = []
+        async with serving(met, eagerly=eagerly) as (address, _):
+            clients = connected(address, COUNT)
+            needed = await turns_until_met(met, COUNT)
+            greetings = await asyncio.to_thread(lambda: [greeting(client) for client in clients])
+            assert greetings == [b"hello"] * COUNT
+            assert len(set(met)) == COUNT, "nobody is met twice"
+            return needed
+
+    return uvloop.run(measure())
+
+
+def test_connections_that_wait_are_taken_at_once() -> None:
+    assert turns(eagerly=True) < COUNT / 4 < turns(eagerly=False), "one a turn, without it"
+
+
+@pytest.mark.parametrize("run", [uvloop.run, asyncio.run])
+def test_a_server_that_is_closed_takes_nobody(run) -> None:
+    async def close() -> None:
+        met: list = []
+        async with serving(met, eagerly=True) as (address, server):
+            (client,) = connected(address, 1)
+            await turns_until_met(met, 1)
+            server.close()
+            await asyncio.sleep(3 * EVERY_S)
+            with pytest.raises(ConnectionRefusedError):
+                connected(address, 1)
+            assert await asyncio.to_thread(greeting, client) == b"hello", "who is there stays"
+
+    run(close())
+
+
+def test_who_left_before_being_taken_harms_nobody() -> None:
+    async def leave() -> None:
+        met: list = []
+        async with serving(met, eagerly=True) as (address, _):
+            for client in connected(address, 20):
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+                client.close()  # with a reset
+            (client,) = connected(address, 1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    while client.getsockname() not in met:
+                        await asyncio.sleep(0.01)
+            assert await asyncio.to_thread(greeting, client) == b"hello"
+
+    uvloop.run(leave())
