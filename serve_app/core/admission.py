@@ -97,7 +97,7 @@ class Admission:
         if refusal := busy or queue.refusal(priority, remaining_s):
             return refusal
         self._held += 1
-        queue.held += 1
+        queue.join()
         return Ticket(self, queue, priority, self._clock())
 
     def _seconds_for(self, calls: int) -> float | None:
@@ -107,7 +107,5 @@ class Admission:
 
     def _left(self, queue: StandingQueue, priority: Priority, here_s: float, ran_s: float | None) -> None:
         self._held -= 1
-        queue.held -= 1
         self._times.add(here_s)
-        if ran_s is not None:
-            queue.answered(priority, here_s, ran_s)
+        queue.leave(priority, here_s, ran_s)

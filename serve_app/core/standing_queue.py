@@ -79,14 +79,25 @@ class StandingQueue:
         self._answers: deque[_Answer] = deque()
         self._reading = _Reading(float("-inf"), 0.0, 0, 0.0, {})
 
-    def answered(self, priority: Priority, here_s: float, ran_s: float) -> None:
-        """Learn from a call that a model answered.
+    def join(self) -> None:
+        """Count one call more."""
+        self.held += 1
+
+    def leave(self, priority: Priority, here_s: float, ran_s: float | None) -> None:
+        """Count one call less, and learn from it. A queue that is empty stands no more.
 
         Args:
             priority: of the call.
             here_s: seconds that it was here.
-            ran_s: seconds of them that its program ran.
+            ran_s: seconds of them that its program ran; ``None`` unless a model answered it.
         """
+        self.held -= 1
+        if not self.held:
+            self._answers.clear()
+        elif ran_s is not None:
+            self._learn(priority, here_s, ran_s)
+
+    def _learn(self, priority: Priority, here_s: float, ran_s: float) -> None:
         now = self._clock()
         self._answers.append(_Answer(now, priority, max(0.0, here_s - ran_s), ran_s))
         while len(self._answers) > LEAST and self._answers[0].at <= now - WINDOW_S:

@@ -16,9 +16,12 @@ def clock():
 
 
 def answers(queue, clock, here_s, ran_s, *, count=100, every_s=0.01, priority=Priority.DEFAULT):
+    """So many come and are answered, one after the other, while as many others stay."""
+    queue.join()
     for _ in range(count):
         clock.advance(every_s)
-        queue.answered(priority, here_s, ran_s)
+        queue.join()
+        queue.leave(priority, here_s, ran_s)
 
 
 def test_a_queue_that_nobody_has_left_yet_takes_everybody(clock):
@@ -113,6 +116,17 @@ def test_less_time_left_bears_less(clock):
     queue.held = 60
     assert queue.refusal(Priority.DEFAULT, 60) is None
     assert queue.refusal(Priority.DEFAULT, 2) is not None
+
+
+def test_an_empty_queue_is_forgotten(clock):
+    """Nothing for an hour, as before models are started again for the first call: old answers say nothing."""
+    queue = StandingQueue(clock=clock)
+    answers(queue, clock, 20.0, 0.2)
+    queue.leave(Priority.DEFAULT, 20.0, 0.2)
+    assert queue.held == 0
+    clock.advance(3600)
+    queue.held = 500
+    assert queue.refusal(Priority.SHEDDABLE, 60) is None
 
 
 def test_it_is_forgotten_when_it_is_over(clock):
