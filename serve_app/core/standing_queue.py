@@ -9,8 +9,8 @@
 A queue that stands makes every answer late and none more, for as long as the deadline allows, and what waits costs time
 that answers could be made in. A burst that is worked off is none: then some calls wait next to nothing. While it
 stands, what is answered a second is what can be, and says how long another call would be here, wherever it waits: for
-a model's slot, for this process or for the ones behind it. Each priority bears its share, and as many runs of the
-program.
+a model's slot, for this process or for the ones behind it. Each priority bears its share: of a slow program, three
+runs by default.
 
 Source: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012 (good queues and bad ones).
 """
@@ -34,11 +34,12 @@ LEAST: Final = 16
 LEAST_OF_PRIORITY: Final = 4
 """Answers of one priority among them that say something about it."""
 READ_EVERY_S: Final = 0.02
-FEW: Final = 16
+FEW: Final = 32
 """Calls that are no queue."""
 MOST_S: Final = 10.0
 """Most of a call's remaining time that counts."""
-RUNS: Final = 10.0
+RUNS: Final = 30.0
+"""Runs of the program that count as much: what waits for slots has to be more than autoscaling aims at."""
 BEARABLE: Final[Mapping[Priority, float]] = MappingProxyType(
     {Priority.SHEDDABLE: 0.05, Priority.DEFAULT: 0.1, Priority.CRITICAL: 0.5}
 )

@@ -2,10 +2,12 @@
 
 import pytest
 
+from serve_app.config import Replicas
 from serve_app.core.admission import Admission, Ticket
 from serve_app.core.clock import ManualClock
 from serve_app.core.expected_wait import MAX_RETRY_AFTER_S
 from serve_app.core.permit import Refusal
+from serve_app.core.scaling import Readings, replicas_wanted
 from serve_app.core.standing_queue import BEARABLE, FEW, LEAST, LEAST_OF_PRIORITY, MOST_S, REASON, StandingQueue
 from serve_app.messages import Priority
 
@@ -75,12 +77,12 @@ def test_the_time_that_programs_run_is_no_wait(clock):
 
 def test_programs_that_run_for_long_may_wait_for_long(clock):
     queue = StandingQueue(clock=clock)
-    answers(queue, clock, 9.0, 5.0, every_s=0.1)
-    queue.held = 90
-    assert queue.refusal(Priority.DEFAULT, 60) is None, "4 s beside a run of 5"
+    answers(queue, clock, 40.0, 5.0, every_s=0.1)
+    queue.held = 190
+    assert queue.refusal(Priority.DEFAULT, 60) is None, "14 s beside a run of 5"
     assert queue.refusal(Priority.SHEDDABLE, 60) is not None, "but not those that give way"
-    queue.held = 200
-    assert queue.refusal(Priority.DEFAULT, 60) is not None, "15 s"
+    queue.held = 210
+    assert queue.refusal(Priority.DEFAULT, 60) is not None, "16 s"
 
 
 def test_a_few_calls_are_no_queue(clock):
@@ -113,7 +115,7 @@ def test_where_better_calls_stand_worse_ones_do_not_join(clock):
 def test_less_time_left_bears_less(clock):
     queue = StandingQueue(clock=clock)
     answers(queue, clock, 20.0, 0.01)
-    queue.held = 60
+    queue.held = 80
     assert queue.refusal(Priority.DEFAULT, 60) is None
     assert queue.refusal(Priority.DEFAULT, 2) is not None
 
@@ -194,3 +196,20 @@ def test_programs_have_queues_of_their_own(clock):
         ticket.release()
     assert isinstance(admission.admit(Priority.DEFAULT, 60, "slow"), Refusal)
     assert isinstance(admission.admit(Priority.DEFAULT, 60, "quick"), Ticket)
+
+
+@pytest.mark.parametrize("ran_s", [0.25, 2.0, 10.0])
+@pytest.mark.parametrize("slots", [4, 10, 64])
+@pytest.mark.parametrize("replicas", [1, 2, 5, 20])
+def test_what_may_wait_still_asks_for_more_replicas(clock, replicas, slots, ran_s):
+    """A queue that was held too short for autoscaling to see would be refused for ever."""
+    queue = StandingQueue(clock=clock)
+    rate = replicas * slots / ran_s
+    answers(queue, clock, 60.0 + ran_s, ran_s, every_s=1 / rate)
+    queue.held = 0
+    while queue.refusal(Priority.DEFAULT, 60) is None:
+        queue.join()
+    running = replicas * slots
+    waiting = queue.held - running
+    readings = Readings(waiting, waiting, running, running)
+    assert replicas_wanted(readings, replicas, Replicas().target_queue_depth) > replicas
