@@ -244,7 +244,7 @@ class Attempt:
     Attributes:
         latency_s: from when it was asked.
         resumed: LM steps that were taken over from earlier attempts.
-        waited_s: seconds of the latency in which its program did not run.
+        waited_s: seconds of the latency in which its program did not run; 0 where no replica said so.
     """
 
     model: str

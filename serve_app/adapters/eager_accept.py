@@ -1,9 +1,9 @@
-"""Take every connection that waits, not one in a turn of the loop.
+"""Take the connections that wait, not one in a turn of the loop.
 
 libuv, and so uvloop, accepts one connection a turn. A server with plenty to do has slow turns and many new connections,
 for whoever keeps one open still waits on it: the others queue in the kernel, where nobody counts them, refuses them or
-knows when they came. Standing there is worse than being refused: at 1.5 times what an ingress could do, calls waited
-20 s in that queue and 3 s in the ingress, and so did refusals.
+knows when they came. Standing there is worse than being refused: at 1.5 times what an ingress could do, callers waited
+20 to 30 s, refused ones as well, of which the ingress knew of 3.
 
 Ray starts the HTTP server of a replica on the replica's own loop, after the constructor; it is found by noting what
 ``create_server`` is asked for. The server's own accepting goes on, and what it does first is not there to be taken.
@@ -50,7 +50,7 @@ class EagerAccept:
         loop.create_server = create  # type: ignore[method-assign,assignment]
 
     async def run(self) -> NoReturn:
-        """Take what waits, for ever."""
+        """Take what waits, up to ``MOST`` at once, for ever."""
         while True:
             await asyncio.sleep(EVERY_S)
             for server in self._servers:

@@ -49,8 +49,7 @@ class Ticket:
         """The call is gone, answered or not: its place is free."""
         admission, self._admission = self._admission, None
         if admission is not None:
-            here_s = admission._clock() - self._since  # noqa: SLF001 - two halves of one thing
-            admission._left(self._queue, self._priority, here_s, self.ran_s)  # noqa: SLF001
+            admission._left(self._queue, self._priority, self._since, self.ran_s)  # noqa: SLF001 - two halves of one thing
 
     def __enter__(self) -> Self:
         return self
@@ -84,8 +83,8 @@ class Admission:
     def admit(self, priority: Priority, remaining_s: float, program: str = "") -> Ticket | Refusal:
         """A place for one call of a program, or why there is none.
 
-        ``queue_full``, ``deadline`` when its time is up already, ``busy_loop`` when it would not be answered in time
-        and more than a few are held, ``standing_queue`` when too many of the program's wait already.
+        ``queue_full``, ``deadline`` when its time is up already, ``busy_loop`` when ``FEW`` are held and it would not
+        be answered in time, ``standing_queue`` when too many of the program's wait already.
         """
         room = room_for(priority, self._max_queued)
         if self._held >= room:
@@ -105,7 +104,8 @@ class Admission:
         mean_s = self._times.mean()
         return None if mean_s is None else calls * mean_s / self._held
 
-    def _left(self, queue: StandingQueue, priority: Priority, here_s: float, ran_s: float | None) -> None:
+    def _left(self, queue: StandingQueue, priority: Priority, since: float, ran_s: float | None) -> None:
+        here_s = self._clock() - since
         self._held -= 1
         self._times.add(here_s)
         queue.leave(priority, here_s, ran_s)

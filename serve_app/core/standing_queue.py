@@ -8,9 +8,13 @@
 
 A queue that stands makes every answer late and none more, for as long as the deadline allows, and what waits costs time
 that answers could be made in. A burst that is worked off is none: then some calls wait next to nothing. While it
-stands, what is answered a second is what can be, and says how long another call would be here, wherever it waits: for
-a model's slot, for this process or for the ones behind it. Each priority bears its share: of a slow program, three
-runs by default.
+stands, what models answer a second is taken for what can be answered, and says how long another call would be here,
+wherever it waits: for a model's slot, for this process or for the ones behind it. Each priority bears its share: of a
+slow program, three runs by default.
+
+The estimate is too long where many of the calls that are held get no answer of a model made for them: they fail, join
+others' or come out of a cache. One answer that waited for nothing, or does not say so (an attempt that was given up),
+shows a queue that does not stand.
 
 Source: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012 (good queues and bad ones).
 """
@@ -30,7 +34,7 @@ from serve_app.messages import PRIORITIES, Priority
 WINDOW_S: Final = 1.0
 """Answers of so long ago count."""
 LEAST: Final = 16
-"""So many answers count, however old."""
+"""So many answers count, however old, until nobody is here."""
 LEAST_OF_PRIORITY: Final = 4
 """Answers of one priority among them that say something about it."""
 READ_EVERY_S: Final = 0.02

@@ -260,9 +260,12 @@ class Router:
         self._gates[model].record(permit, outcome, latency_s, retry_after_s=retry_after_s)
         attempt = result.attempts[-1] if result.attempts else Attempt(model, outcome, latency_s)
         slow_call_s = self._link.snapshot.policy.breaker.slow_call_s
-        waited_s = max(0.0, latency_s - attempt.latency_s)
-        outcome_here = classify_latency(outcome, latency_s, slow_call_s)
-        attempt = replace(attempt, outcome=outcome_here, latency_s=latency_s, waited_s=waited_s)
+        attempt = replace(
+            attempt,
+            outcome=classify_latency(outcome, latency_s, slow_call_s),
+            latency_s=latency_s,
+            waited_s=max(0.0, latency_s - attempt.latency_s),
+        )
         journey.attempts.append(attempt)
         journey.plan.record(model, outcome)
         self._link.attempt_finished(attempt)

@@ -1,7 +1,9 @@
 """Connections are taken as they come, however slow the turns of the loop."""
 
 import asyncio
+import gc
 import socket
+import ssl
 import time
 from contextlib import asynccontextmanager, suppress
 
@@ -25,15 +27,19 @@ class Greeter(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def serving(met: list, *, eagerly: bool):
+async def serving(met: list, *, eagerly: bool, tls: ssl.SSLContext | None = None):
     loop = asyncio.get_running_loop()
+    complaints: list = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
     accepting = EagerAccept(loop) if eagerly else None
     task = asyncio.create_task(accepting.run()) if accepting else None
     sock = socket.create_server(("127.0.0.1", 0), backlog=2 * COUNT)
-    sock.setblocking(False)
-    server = await loop.create_server(lambda: Greeter(met), sock=sock, backlog=2 * COUNT)
+    server = await loop.create_server(lambda: Greeter(met), sock=sock, backlog=2 * COUNT, ssl=tls)
     try:
         yield sock.getsockname(), server
+        gc.collect()
+        assert complaints == []
+        assert task is None or not task.done(), "it goes on"
     finally:
         server.close()
         if task:
@@ -109,3 +115,23 @@ def test_who_left_before_being_taken_harms_nobody() -> None:
             assert await asyncio.to_thread(greeting, client) == b"hello"
 
     uvloop.run(leave())
+
+
+def test_a_handshake_that_fails_harms_nobody() -> None:
+    """Callers that speak no TLS to a server that does, taken in busy turns."""
+
+    async def fail() -> None:
+        met: list = []
+        async with serving(met, eagerly=True, tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)) as (address, _):
+            clients = connected(address, COUNT)
+            for client in clients:
+                client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            for _ in range(COUNT // 4):
+                time.sleep(0.002)  # noqa: ASYNC251 - a busy turn
+                await asyncio.sleep(0)
+            await asyncio.sleep(3 * EVERY_S)
+            for client in clients:
+                client.close()
+        assert met == []
+
+    uvloop.run(fail())
