@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.load import Body
 from benchmarks.peer_environments import NotInstalled, environment, version_in
-from benchmarks.serving import ending, free_port, wait_for
+from benchmarks.serving import ending, free_port, ports_of_its_own, wait_for
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Peer:
                 "LITELLM_LOCAL_MODEL_COST_MAP": "true",
                 "PEER_MODEL": "small",
                 "PEER_API_BASE": api_base,
-                "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-                "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+                **ports_of_its_own(),
                 **self.variables,
             }
             log = Path(directory, "peer.log")

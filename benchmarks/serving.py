@@ -19,6 +19,8 @@ import httpx
 import psutil
 import yaml
 
+from serve_app.launch_ports import HAPROXY_PORTS
+
 ROOT = Path(__file__).parents[1]
 READY_S = 120
 ENDED_S = 60
@@ -30,6 +32,11 @@ def free_port() -> int:
         port = random.randint(20_000, 30_000)
         with suppress(OSError), socket.create_server(("", port)):
             return port
+
+
+def ports_of_its_own() -> dict[str, str]:
+    """Variables for a Ray Serve beside others: what HAProxy brings with it listens on free ports."""
+    return {variable: str(free_port()) for variable in HAPROXY_PORTS}
 
 
 @contextmanager
@@ -57,10 +64,7 @@ def serving(document: Mapping[str, Any], *options: str) -> Iterator[str]:
     """
     port = free_port()
     document = {**document, "http_options": {"host": "127.0.0.1", "port": port}}
-    environment = os.environ | {
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-    }
+    environment = os.environ | ports_of_its_own()
     with tempfile.TemporaryDirectory() as directory:
         file, log = Path(directory, "serve_config.yaml"), Path(directory, "serve.log")
         file.write_text(yaml.safe_dump(document))
@@ -97,9 +101,14 @@ def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
     raise TimeoutError(f"{url} did not get ready within {READY_S} s")
 
 
+def _exit(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
 @contextmanager
 def ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End a process that understands Ctrl-C, and whatever it leaves."""
+    """End a process that understands Ctrl-C, and whatever it leaves; also when this process is told to end."""
+    signal.signal(signal.SIGTERM, _exit)
     try:
         yield
     finally:

@@ -27,6 +27,8 @@ TARGET_MIB_PER_MIN = 1.0
 EVERY_S = 5.0
 CAPACITY_S = 10.0
 SETTLE_S = 300.0
+REST_S = 45.0
+"""Until connections that nobody uses are closed."""
 FILL_S = 5.0
 """Of asking one question, before it is looked whether enough calls were answered."""
 FORGETFUL = {
@@ -50,10 +52,12 @@ def soak(graph: str, seconds: float, warm_up_s: float, share: float) -> None:
         measure(Load(at, CAPACITY_S / 2, headers={}))
         capacity = sum(s.status == OK for s in measure(Load(at, CAPACITY_S, headers={}))) / CAPACITY_S
         fill(at)
+        before = at_rest()
         end = begin(Load(at, warm_up_s + seconds, rate=share * capacity, headers={}))
         time.sleep(warm_up_s)
         series = watch(seconds)
         samples = end()
+        after = at_rest()
     statuses = Counter(sample.status for sample in samples)
     failed = {status: count for status, count in statuses.items() if status != OK}
     print(
@@ -62,11 +66,10 @@ def soak(graph: str, seconds: float, warm_up_s: float, share: float) -> None:
         f"{statuses[OK]} answered, others by status: {failed or 'none'}; "
         f"p50 {1000 * percentile(samples, 0.5):.1f} ms, p99 {1000 * percentile(samples, 0.99):.1f} ms.\n"
     )
-    print(
-        f"| process | MiB, first to last | MiB a minute (target: {TARGET_MIB_PER_MIN:g}) | descriptors, first to last |"
-    )
-    print("|---|---|---|---|")
-    for line in rows(series):
+    print(f"| process | MiB, first to last | MiB a minute (target: {TARGET_MIB_PER_MIN:g}) ", end="")
+    print("| descriptors under load, medians of the first and the last minute | at rest, before and after |")
+    print("|---|---|---|---|---|")
+    for line in rows(series, before, after):
         print(line)
 
 
@@ -80,6 +83,12 @@ def fill(at: str) -> None:
         answered += len(samples)
 
 
+def at_rest() -> Mapping[int, Reading]:
+    """A reading of every process while nobody asks anything, once connections without use are closed."""
+    time.sleep(REST_S)
+    return readings()
+
+
 def watch(seconds: float) -> Series:
     """Readings of every process, every few seconds."""
     series: Series = defaultdict(list)
@@ -91,17 +100,20 @@ def watch(seconds: float) -> Series:
     return series
 
 
-def rows(series: Mapping[int, list[tuple[float, Reading]]]) -> list[str]:
+def rows(series: Series, before: Mapping[int, Reading], after: Mapping[int, Reading]) -> list[str]:
     """A line for each process that was there all the time, the fastest growing first."""
     longest = max(len(points) for points in series.values())
     lines = []
-    for points in series.values():
+    for pid, points in series.items():
         first, last = points[0][1], points[-1][1]
         if len(points) < longest or len(points) < 2 or not first.role.startswith(OURS):
             continue
         slope = 60 * statistics.linear_regression([at for at, _ in points], [r.rss_mib for _, r in points]).slope
-        descriptors = f"{first.descriptors} to {last.descriptors}"
-        line = f"| {first.role} | {first.rss_mib:.0f} to {last.rss_mib:.0f} | {slope:+.2f} | {descriptors} |"
+        minute = int(60 / EVERY_S)
+        busy = [statistics.median(r.descriptors for _, r in part) for part in (points[:minute], points[-minute:])]
+        rest = [str(each[pid].descriptors) if pid in each else "-" for each in (before, after)]
+        line = f"| {first.role} | {first.rss_mib:.0f} to {last.rss_mib:.0f} | {slope:+.2f} "
+        line += f"| {busy[0]:.0f} to {busy[1]:.0f} | {rest[0]} to {rest[1]} |"
         lines.append((slope, line))
     return [line for _, line in sorted(lines, reverse=True)]
 

@@ -21,8 +21,16 @@ DEFAULT_HOST: Final = "0.0.0.0"  # noqa: S104 - Ray's own default, used when the
 DEFAULT_PORT: Final = 8000
 MAX_PORT: Final = 65_535
 
-HAPROXY_PORTS: Final = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
-"""Variables that move the ports HAProxy takes beside the HTTP port, and their defaults in Ray 2.60."""
+HAPROXY_PORTS: Final = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+"""Variables that move the ports taken beside the HTTP port in HAProxy mode, and their defaults in Ray 2.60.
+
+The last is Ray's own proxy, which HAProxy sends calls to while no ingress is up. Its address may be shared, and calls
+would reach whichever application of the machine took it first.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,7 @@ def endpoint_of(document: Mapping[str, Any]) -> Endpoint:
 
 
 def needed_ports(endpoint: Endpoint, environment: Mapping[str, str]) -> list[Port]:
-    """The HTTP port and, in HAProxy mode, the two that HAProxy takes for itself."""
+    """The HTTP port and, in HAProxy mode, those that come with it."""
     ports = [Port(endpoint.port, endpoint.host, "http_options.port")]
     if environment.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         for variable, default in HAPROXY_PORTS.items():

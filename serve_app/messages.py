@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 if TYPE_CHECKING:
     from serve_app.config import Policy
     from serve_app.core.breaker_messages import BreakerReply, BreakerReport
+    from serve_app.core.permit import Refusal
     from serve_app.errors import SwitchyardError
 
 
@@ -191,6 +192,7 @@ class Call:
         tenant: who asks; answers are never shared between tenants.
         journal: what earlier attempts at this call finished; the next one goes on from there.
         trace: the span that this call is part of; ``None`` when nobody traces it.
+        shed: what it is told in place of asking a model: the ingress has no room for it, yet a cache may know.
     """
 
     id: str
@@ -207,6 +209,7 @@ class Call:
     freshness: Freshness = Freshness()
     journal: tuple[Step, ...] = ()
     trace: TraceContext | None = None
+    shed: Refusal | None = None
 
     def key_at(self, level: Level) -> str:
         """Key of an answer of that level to this call; ``""`` when it is not known."""
@@ -244,7 +247,7 @@ class Attempt:
     Attributes:
         latency_s: from when it was asked.
         resumed: LM steps that were taken over from earlier attempts.
-        waited_s: seconds of the latency in which its program did not run; 0 where no replica said so.
+        waited_s: seconds of the latency in which its program did not run; ``None`` where no replica said so.
     """
 
     model: str
@@ -253,7 +256,7 @@ class Attempt:
     usage: Usage = Usage()
     cost_usd: float = 0.0
     resumed: int = 0
-    waited_s: float = 0.0
+    waited_s: float | None = None
 
 
 @_crosses

@@ -36,4 +36,4 @@ def refreshes_early(config: ProgramCache, call: Call, entry: Entry, unix_now: fl
 
 def may_refresh(call: Call) -> bool:
     """Whether a model may be asked in the background of this call, and the answer kept."""
-    return not (call.freshness.only_if_cached or call.freshness.no_store)
+    return not (call.freshness.only_if_cached or call.freshness.no_store or call.shed)

@@ -1,71 +1,113 @@
 """Whether a program's calls stand in a queue that never empties, and which calls may still join it.
 
-    wait      : time that a call was here, less the time that its program ran                 seconds
-    standing  : the last answers of its priority, or of a better one, all waited > half of what is bearable
-    expected  = held / rate - ran                                              Little's law; answers a second
-    too long  : standing, and expected > bearable
-    bearable  = share * max(min(remaining, MOST_S), RUNS * ran)
+    wait      : time that a call was here, less the time that its program ran                     seconds
+    expected  = calls here now * time here / calls that were here when it came - ran             Little's law
+    standing  : wait > bearable / 2     both by the last answers to calls as good or better,
+    too long  : expected > bearable     of each the low decile
+    bearable  = floor + share * max(min(remaining, MOST_S), runs * ran)
 
 A queue that stands makes every answer late and none more, for as long as the deadline allows, and what waits costs time
 that answers could be made in. A burst that is worked off is none: then some calls wait next to nothing. While it
-stands, what models answer a second is taken for what can be answered, and says how long another call would be here,
-wherever it waits: for a model's slot, for this process or for the ones behind it. Each priority bears its share: of a
-slow program, three runs by default.
+stands, how many calls the answered ones found here, and how long they stayed, says how long another one would wait,
+wherever it does: for a model's slot, for this process or for the ones behind it; whoever goes before it, and whatever
+becomes of those, has had its part in both. Each priority bears its share, and of a slow program some runs, so that
+what waits for slots is more than autoscaling aims at.
 
-The estimate is too long where many of the calls that are held get no answer of a model made for them: they fail, join
-others' or come out of a cache. One answer that waited for nothing, or does not say so (an attempt that was given up),
-shows a queue that does not stand.
+Answers that nobody had to run a program for say nothing; where no model answers for a while, nothing is known and
+every call is taken.
 
-Source: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012 (good queues and bad ones).
+Sources: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012 (good queues and bad ones);
+R. Ibrahim and W. Whitt, "Real-time delay estimation based on delay history", M&SOM 11(3), 2009 (who was served last
+tells the next one's wait).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from serve_app.config import BatchingConfig, ModelConfig
 from serve_app.core.clock import Clock
 from serve_app.core.expected_wait import refuse
 from serve_app.core.permit import Refusal
+from serve_app.core.scaling import BURST
 from serve_app.messages import PRIORITIES, Priority
 
 WINDOW_S: Final = 1.0
 """Answers of so long ago count."""
-LEAST: Final = 16
-"""So many answers count, however old, until nobody is here."""
-LEAST_OF_PRIORITY: Final = 4
-"""Answers of one priority among them that say something about it."""
+ENOUGH: Final = 16
+"""So many answers of a priority count though they are older."""
+OLD_S: Final = 10.0
+OLD_RUNS: Final = 8.0
+"""Seconds, and runs of the program, after which no answer counts: the longer of the two."""
+MOST: Final = 512
+"""Most answers of a priority that count."""
+LEAST: Final = 4
+"""Answers of a priority that say something about it."""
 READ_EVERY_S: Final = 0.02
 FEW: Final = 32
 """Calls that are no queue."""
 MOST_S: Final = 10.0
 """Most of a call's remaining time that counts."""
-RUNS: Final = 30.0
-"""Runs of the program that count as much: what waits for slots has to be more than autoscaling aims at."""
+LATENCY_S: Final = 0.1
+"""What a call may be on its way from process to process, while none waits for another; an estimate."""
 BEARABLE: Final[Mapping[Priority, float]] = MappingProxyType(
     {Priority.SHEDDABLE: 0.05, Priority.DEFAULT: 0.1, Priority.CRITICAL: 0.5}
 )
-"""Wait that a call of each priority bears, as a share of the time it has left, or of ``RUNS`` runs."""
+"""Wait that a call of each priority bears, as a share of the time it has left, or of some runs."""
 REASON: Final = "standing_queue"
+
+
+class Patience(NamedTuple):
+    """What calls have to bear for the sake of how the application is set up.
+
+    Attributes:
+        floor_s: seconds that any call may wait: it does without a queue.
+        runs: runs of its program, of which each priority bears its share.
+    """
+
+    floor_s: float = LATENCY_S
+    runs: float = 0.0
+
+
+def patience_for(models: Iterable[ModelConfig], batching: BatchingConfig) -> Patience:
+    """For one application: batches may wait for more calls, and autoscaling has to see what it calls a burst.
+
+    Of ``n`` calls that wait for a replica's slots the last one waits ``n / slots`` runs; the least patient have to be
+    ``BURST`` targets of waiting calls for each replica.
+    """
+    runs = max(BURST * model.replicas.target_queue_depth / model.max_ongoing_requests for model in models)
+    return Patience(LATENCY_S + batching.batch_wait_timeout_s, runs / min(BEARABLE.values()))
 
 
 class _Answer(NamedTuple):
     at: float
-    priority: Priority
-    wait_s: float
+    here_s: float
     ran_s: float
+    joined: int
+
+    def wait_s(self) -> float:
+        return self.here_s - self.ran_s
+
+    def expected_s(self, held: int) -> float:
+        """Seconds that another call would wait when so many are here."""
+        return held * self.here_s / max(self.joined, FEW) - self.ran_s
 
 
 class _Reading(NamedTuple):
-    """What the last answers say."""
+    """What the last answers of one priority say.
 
-    at: float
-    since: float
-    answers: int
+    Attributes:
+        wait_s: seconds that nine of ten waited, or more.
+        teller: the answer that tells how long another call would wait: less than by most others.
+        ran_s: seconds that programs ran, on average.
+    """
+
+    wait_s: float
+    teller: _Answer
     ran_s: float
-    least_wait_s: Mapping[Priority, float]
 
 
 class StandingQueue:
@@ -81,53 +123,71 @@ class StandingQueue:
     def __init__(self, *, clock: Clock) -> None:
         self.held = 0
         self._clock = clock
-        self._answers: deque[_Answer] = deque()
-        self._reading = _Reading(float("-inf"), 0.0, 0, 0.0, {})
+        self._answers = {priority: deque[_Answer](maxlen=MOST) for priority in PRIORITIES}
+        self._readings: dict[Priority, _Reading] = {}
+        self._read_at = float("-inf")
 
-    def join(self) -> None:
-        """Count one call more."""
+    def join(self) -> int:
+        """Count one call more; how many are here now."""
         self.held += 1
+        return self.held
 
-    def leave(self, priority: Priority, here_s: float, ran_s: float | None) -> None:
+    def leave(self, priority: Priority, joined: int, here_s: float, ran_s: float | None) -> None:
         """Count one call less, and learn from it. A queue that is empty stands no more.
 
         Args:
             priority: of the call.
+            joined: what ``join`` said.
             here_s: seconds that it was here.
-            ran_s: seconds of them that its program ran; ``None`` unless a model answered it.
+            ran_s: seconds of them that its program ran; ``None`` unless a model answered it, and said so.
         """
         self.held -= 1
         if not self.held:
-            self._answers.clear()
+            self._forget()
         elif ran_s is not None:
-            self._learn(priority, here_s, ran_s)
+            self._answers[priority].append(_Answer(self._clock(), here_s, ran_s, joined))
 
-    def _learn(self, priority: Priority, here_s: float, ran_s: float) -> None:
-        now = self._clock()
-        self._answers.append(_Answer(now, priority, max(0.0, here_s - ran_s), ran_s))
-        while len(self._answers) > LEAST and self._answers[0].at <= now - WINDOW_S:
-            self._answers.popleft()
-
-    def refusal(self, priority: Priority, remaining_s: float) -> Refusal | None:
+    def refusal(self, priority: Priority, remaining_s: float, patience: Patience) -> Refusal | None:
         """Why a call should not join; ``None`` when it may."""
-        if self.held < FEW or len(self._answers) < LEAST:
+        if self.held < FEW:
             return None
-        reading = self._read()
-        bearable_s = BEARABLE[priority] * max(min(remaining_s, MOST_S), RUNS * reading.ran_s)
         at_least_as_good = PRIORITIES[: PRIORITIES.index(priority) + 1]
-        if max(reading.least_wait_s.get(each, 0.0) for each in at_least_as_good) <= bearable_s / 2:
+        known = self._read()
+        readings = [known[each] for each in at_least_as_good if each in known]
+        if not readings:
             return None
-        expected_s = self.held * (self._clock() - reading.since) / reading.answers - reading.ran_s
+        ran_s = max(reading.ran_s for reading in readings)
+        bearable_s = BEARABLE[priority] * max(min(remaining_s, MOST_S), patience.runs * ran_s)
+        bearable_s += patience.floor_s
+        if max(reading.wait_s for reading in readings) <= bearable_s / 2:
+            return None
+        expected_s = max(reading.teller.expected_s(self.held) for reading in readings)
         return refuse(expected_s - bearable_s, REASON) if expected_s > bearable_s else None
 
-    def _read(self) -> _Reading:
+    def _read(self) -> Mapping[Priority, _Reading]:
         now = self._clock()
-        if now - self._reading.at >= READ_EVERY_S:
-            waits: dict[Priority, list[float]] = {}
-            for answer in self._answers:
-                waits.setdefault(answer.priority, []).append(answer.wait_s)
-            least = {priority: min(each) for priority, each in waits.items() if len(each) >= LEAST_OF_PRIORITY}
-            count, since = len(self._answers) - 1, self._answers[0].at
-            ran_s = sum(answer.ran_s for answer in self._answers) / len(self._answers)
-            self._reading = _Reading(now, since, count, ran_s, least)
-        return self._reading
+        if now - self._read_at >= READ_EVERY_S:
+            self._read_at = now
+            for answers in self._answers.values():
+                while answers and _is_over(answers[0], now, len(answers)):
+                    answers.popleft()
+            read = {priority: answers for priority, answers in self._answers.items() if len(answers) >= LEAST}
+            self._readings = {priority: _reading(answers, self.held) for priority, answers in read.items()}
+        return self._readings
+
+    def _forget(self) -> None:
+        for answers in self._answers.values():
+            answers.clear()
+        self._readings = {}
+
+
+def _is_over(answer: _Answer, now: float, count: int) -> bool:
+    age_s = now - answer.at
+    return age_s > max(OLD_S, OLD_RUNS * answer.ran_s) or (age_s > WINDOW_S and count > ENOUGH)
+
+
+def _reading(answers: Collection[_Answer], held: int) -> _Reading:
+    decile = len(answers) // 10
+    wait_s = sorted(answer.wait_s() for answer in answers)[decile]
+    teller = sorted(answers, key=lambda answer: answer.expected_s(held))[decile]
+    return _Reading(wait_s, teller, sum(answer.ran_s for answer in answers) / len(answers))

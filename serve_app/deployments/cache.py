@@ -222,11 +222,11 @@ class Cache:
         return replace(result, fresh_for_s=entry.ttl_s)
 
     async def _ask(self, call: Call, deadline: float) -> Result:
-        """Ask downstream; what was refused there a moment ago for want of room is refused here."""
+        """Ask downstream; what the ingress has no room for, or was refused there a moment ago, is refused here."""
         remaining_s = deadline - self._clock()
-        if refusal := self._refusals.find(call, remaining_s):
+        if refusal := call.shed or self._refusals.find(call, remaining_s):
             self._telemetry.shed(refusal.reason, call.options.priority)
-            return Result(call.id, error=Overloaded("no model has room, as a moment ago", refusal.retry_after_s))
+            return Result(call.id, error=Overloaded(f"too much traffic: {refusal.reason}", refusal.retry_after_s))
         try:
             async with asyncio.timeout(remaining_s):
                 result = await self._lane.ask(replace(call, remaining_s=remaining_s))

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from serve_app.adapters.json_log import about_call
 from serve_app.adapters.system_stats import process_memory_mb
 from serve_app.adapters.telemetry import MetricsPage, Telemetry
 from serve_app.adapters.tracing import current_trace, join, traced
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, BatchingConfig
 from serve_app.core.admission import Admission, Ticket
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.cache_key import cache_keys, level_fingerprint
@@ -25,6 +26,7 @@ from serve_app.core.clock import Clock
 from serve_app.core.loop_lag import TICK_S, LoopLag
 from serve_app.core.permit import Refusal
 from serve_app.core.recent_refusals import RecentRefusals
+from serve_app.core.standing_queue import patience_for
 from serve_app.core.trace_context import trace_context
 from serve_app.deployments.call_log import Ending
 from serve_app.deployments.control_link import ControlLink
@@ -35,7 +37,7 @@ from serve_app.deployments.reply import reply
 from serve_app.deployments.requests import RequestReader
 from serve_app.deployments.stage import Stage
 from serve_app.errors import ClientClosed, ControlPlaneUnreachable, DeadlineExceeded, Overloaded, SwitchyardError
-from serve_app.messages import CacheStatus, Call, Freshness, Level, Options, Result
+from serve_app.messages import CacheStatus, Call, Freshness, Level, Options, Outcome, Result
 
 _MADE = frozenset({CacheStatus.MISS, CacheStatus.BYPASS})
 _REFUSED = frozenset(
@@ -90,9 +92,16 @@ class Ingress:
         self._ids = itertools.count()
         self._deadlines: dict[str, float] = {}
         self._asked: dict[str, asyncio.Future[Result]] = {}
+        self._keys_asked: Counter[str] = Counter()
         self._fingerprints: dict[tuple[str, Level, str | None], str] = {}
+        Ingress.set_batching(self, config.batching)
         link.add_gauges(self._gauges)
         link.on_snapshot(self.near.heard)
+
+    def set_batching(self, batching: BatchingConfig) -> None:
+        """Change how batches form, from the next one on."""
+        self.lane.max_batch_size = batching.max_batch_size
+        self._admission.patience = patience_for(self.config.models, batching)
 
     async def watch_loop(self) -> NoReturn:
         """Measure for ever how late this loop runs; a busy one refuses calls (``serve_app.core.loop_lag``)."""
@@ -230,17 +239,23 @@ class Ingress:
 
     async def _from_downstream(self, call: Call) -> Result:
         begun_at = self._clock()
-        with self._admitted(call) as ticket, self._waiting_for(call):
+        with self._admitted(call) as ticket:
+            call = replace(call, shed=ticket.shed) if ticket.shed else call
+            result = await self._asked_for(call)
+            ticket.ran_s = _ran_s(result)
+        if not call.shed:
+            self._refusals.note(call, call.remaining_s, result)
+        self.near.keep(call, result, begun_at)
+        return result
+
+    async def _asked_for(self, call: Call) -> Result:
+        with self._waiting_for(call):
             try:
                 async with asyncio.timeout(call.remaining_s):
-                    result = await (await self._collect(call))
+                    return await (await self._collect(call))
             except TimeoutError as error:
                 message = f"no answer within {call.remaining_s:g} s"
                 raise DeadlineExceeded(message, request_id=call.request_id) from error
-            ticket.ran_s = _ran_s(result)
-        self._refusals.note(call, call.remaining_s, result)
-        self.near.keep(call, result, begun_at)
-        return result
 
     async def _collect(self, call: Call) -> asyncio.Future[Result]:
         """Put the call into a batch; the deployment overrides this with ``@serve.batch``."""
@@ -264,11 +279,16 @@ class Ingress:
 
         ``@serve.batch`` loses the future of a caller who is cancelled at the moment the batch is handed over.
         """
+        key = "" if call.shed else call.key
         self._deadlines[call.id] = self._clock() + call.remaining_s
+        self._keys_asked[key] += 1
         try:
             yield
         finally:
             del self._deadlines[call.id]
+            self._keys_asked[key] -= 1
+            if not self._keys_asked[key]:
+                del self._keys_asked[key]
             if future := self._asked.pop(call.id, None):
                 future.cancel()
 
@@ -276,27 +296,34 @@ class Ingress:
     def _admitted(self, call: Call) -> Iterator[Ticket]:
         """Hold a place for the call, or refuse it before any work.
 
-        What was refused a moment ago is refused again, unless a cache further on may have an answer; a loop that is
-        short of time spares itself the way there.
+        What was refused a moment ago is refused again, and what would join a queue that stands, unless a cache further
+        on may have an answer; a loop that is short of time spares itself the way there.
 
         Raises:
             Overloaded: too much is waiting.
         """
-        goes_on = self._may_be_stored(call) and not self._lag.is_noticeable
+        options = call.options
+        goes_on = self._may_be_known(call) and not self._lag.is_noticeable
         refusal = None if goes_on else self._refusals.find(call, call.remaining_s)
-        ticket = refusal or self._admission.admit(call.options.priority, call.remaining_s, call.program)
+        ticket = refusal or self._admission.admit(
+            options.priority, call.remaining_s, (call.program, options.model), may_be_known=goes_on
+        )
         if isinstance(ticket, Refusal):
             self.telemetry.shed(ticket.reason, call.options.priority)
             raise Overloaded(f"too much traffic: {ticket.reason}", ticket.retry_after_s)
         with ticket:
             yield ticket
 
-    def _may_be_stored(self, call: Call) -> bool:
-        """Whether a cache behind the near one may answer: one that is shared, or a stale answer that is wanted."""
+    def _may_be_known(self, call: Call) -> bool:
+        """Whether a cache behind the near one may answer.
+
+        It is shared, a stale answer is wanted, or the same question is on its way already.
+        """
         cache, wanted = self.programs[call.program].config.cache, call.freshness
         is_shared = self.config.cache.redis_url is not None or self.config.ingress.max > 1
         takes_stale = cache.stale_while_revalidate_s > 0 or cache.stale_if_error_s > 0 or wanted.max_stale_s is not None
-        return may_use_stored(call) and (is_shared or takes_stale or wanted.only_if_cached)
+        is_asked = call.key in self._keys_asked
+        return may_use_stored(call) and (is_shared or takes_stale or wanted.only_if_cached or is_asked)
 
     async def status(self) -> dict[str, Any]:
         """What ``GET /v1/status`` shows; says so when the control plane cannot be asked."""
@@ -330,7 +357,16 @@ class Ingress:
 
 
 def _ran_s(result: Result) -> float | None:
-    """Seconds that models ran a call's program; ``None`` for a failure and for an answer that none made for it."""
+    """Seconds that models ran a call's program, one after the other.
+
+    ``None`` for a failure, for an answer that no model made for this call, and where an attempt did not say.
+    """
     if result.error or not result.attempts or result.cache not in _MADE:
         return None
-    return sum(attempt.latency_s - attempt.waited_s for attempt in result.attempts)
+    ran_s = 0.0
+    for attempt in result.attempts:
+        if attempt.waited_s is not None:
+            ran_s += attempt.latency_s - attempt.waited_s
+        elif attempt.outcome is not Outcome.CANCELLED:  # that one lost to one that ran beside it
+            return None
+    return ran_s

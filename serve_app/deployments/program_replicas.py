@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import FastAPI
 from ray import serve
@@ -35,11 +36,25 @@ from serve_app.deployments.model_replica import ModelReplica
 from serve_app.deployments.replicas import Handle, Holding, Streaming, Wire, hold, link_to
 from serve_app.messages import Call, Result
 
+log = logging.getLogger("switchyard.replicas")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _load_programs(config: AppConfig) -> dict[str, Program]:
     return {program.name: load_program(program) for program in config.programs}
+
+
+def _for_ever(work: Coroutine[Any, Any, NoReturn]) -> asyncio.Task[NoReturn]:
+    """Run it; its end, which nobody waits for, is logged."""
+
+    def ended(task: asyncio.Task[NoReturn]) -> None:
+        if not task.cancelled():
+            log.error("work.ended", exc_info=task.exception(), extra={"work": str(task.get_coro())})
+
+    task: asyncio.Task[NoReturn] = asyncio.create_task(work)
+    task.add_done_callback(ended)
+    return task
 
 
 def _holding(link: ControlLink, programs: Mapping[str, Program]) -> contextlib.AsyncExitStack:
@@ -80,8 +95,8 @@ class IngressDeployment(Holding, Ingress):
         if isinstance(stage, Cache):
             self._held.push_async_callback(stage.aclose)
         self._held.push_async_callback(self.near.aclose)
-        self._held.callback(asyncio.create_task(self.watch_loop()).cancel)
-        self._held.callback(asyncio.create_task(accepting.run()).cancel)
+        for work in (self.watch_loop(), accepting.run()):
+            self._held.callback(_for_ever(work).cancel)
         self.set_batching(config.batching)
         link.on_snapshot(lambda snapshot: self.set_batching(snapshot.policy.batching or config.batching))
         link.start()
@@ -94,11 +109,11 @@ class IngressDeployment(Holding, Ingress):
         return build_api(self, self._access)
 
     def set_batching(self, batching: BatchingConfig) -> None:
-        """Change how batches form, from the next one on."""
+        """As the ingress does, and Ray's collector with it."""
+        Ingress.set_batching(self, batching)
         batched: Any = self._batched  # Ray adds the two setters to the method
         batched.set_max_batch_size(batching.max_batch_size)
         batched.set_batch_wait_timeout_s(batching.batch_wait_timeout_s)
-        self.lane.max_batch_size = batching.max_batch_size
 
     async def _collect(self, call: Call) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = await self._batched(call)

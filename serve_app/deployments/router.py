@@ -258,13 +258,14 @@ class Router:
         outcome = result.error.outcome if result.error else Outcome.OK
         retry_after_s = result.error.retry_after_s if result.error else None
         self._gates[model].record(permit, outcome, latency_s, retry_after_s=retry_after_s)
-        attempt = result.attempts[-1] if result.attempts else Attempt(model, outcome, latency_s)
+        told = result.attempts[-1] if result.attempts else None
+        waited_s = max(0.0, latency_s - told.latency_s) if told else None
         slow_call_s = self._link.snapshot.policy.breaker.slow_call_s
         attempt = replace(
-            attempt,
+            told or Attempt(model, outcome, latency_s),
             outcome=classify_latency(outcome, latency_s, slow_call_s),
             latency_s=latency_s,
-            waited_s=max(0.0, latency_s - attempt.latency_s),
+            waited_s=waited_s,
         )
         journey.attempts.append(attempt)
         journey.plan.record(model, outcome)

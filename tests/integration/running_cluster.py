@@ -18,6 +18,8 @@ import httpx
 import psutil
 import yaml
 
+from serve_app.launch_ports import HAPROXY_PORTS
+
 ROOT = Path(__file__).parents[2]
 NO_STORE = {"cache-control": "no-store"}
 OPERATOR_KEY = "k3y-of-the-tests"
@@ -141,15 +143,8 @@ def running(
     file: Path, port: int, *options: str, log: Path, variables: Mapping[str, str] | None = None
 ) -> Iterator[Cluster]:
     """Serve ``file`` until the body ends, and leave no process behind."""
-    ports = free_ports(2)
-    environment = (
-        os.environ
-        | dict(variables or {})
-        | {
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
-        }
-    )
+    ports = map(str, free_ports(len(HAPROXY_PORTS)))
+    environment = os.environ | dict(variables or {}) | dict(zip(HAPROXY_PORTS, ports, strict=True))
     command = [sys.executable, "-m", "serve_app.cli", "run", str(file), "--verbose", *options]
     with log.open("wb") as output:
         started = subprocess.Popen(

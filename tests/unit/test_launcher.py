@@ -76,7 +76,7 @@ def test_haproxys_own_ports_are_needed_only_in_its_mode_and_can_be_moved() -> No
     endpoint = Endpoint("127.0.0.1", 8000)
     assert [port.number for port in needed_ports(endpoint, {})] == [8000]
     moved = {HA: "1", "RAY_SERVE_HAPROXY_STATS_PORT": "8405"}
-    assert [port.number for port in needed_ports(endpoint, moved)] == [8000, 8405, 9101]
+    assert [port.number for port in needed_ports(endpoint, moved)] == [8000, 8405, 9101, 8500]
 
 
 @pytest.fixture

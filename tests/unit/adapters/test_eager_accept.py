@@ -1,6 +1,7 @@
 """Connections are taken as they come, however slow the turns of the loop."""
 
 import asyncio
+import errno
 import gc
 import socket
 import ssl
@@ -10,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import uvloop
 
-from serve_app.adapters.eager_accept import EVERY_S, EagerAccept
+from serve_app.adapters.eager_accept import EVERY_S, EagerAccept, _Listening
 
 COUNT = 200
 
@@ -135,3 +136,76 @@ def test_a_handshake_that_fails_harms_nobody() -> None:
         assert met == []
 
     uvloop.run(fail())
+
+
+class Quiet(asyncio.Protocol):
+    """As uvicorn's: says nothing, and ends when it is told that the server does."""
+
+    def __init__(self, alive: set) -> None:
+        self._alive = alive
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._alive.add(self)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._alive.discard(self)
+
+    def shutdown(self) -> None:
+        self._transport.close()
+
+
+@pytest.mark.parametrize("run", [uvloop.run, asyncio.run])
+def test_those_taken_as_a_server_closes_are_told_so(run) -> None:
+    """A server tells the connections it knows; of the ones that are not made yet it does not."""
+
+    async def close() -> None:
+        alive: set = set()
+        loop = asyncio.get_running_loop()
+        accepting = EagerAccept(loop)
+        sock = socket.create_server(("127.0.0.1", 0), backlog=2 * COUNT)
+        server = await loop.create_server(lambda: Quiet(alive), sock=sock, backlog=2 * COUNT)
+        clients = connected(sock.getsockname(), COUNT)
+        accepting._take(accepting._listening[0])
+        assert accepting._taking, "on their way"
+        server.close()
+        for protocol in list(alive):
+            protocol.shutdown()
+        async with asyncio.timeout(5):
+            while accepting._taking or alive:
+                await asyncio.sleep(0.01)
+        for client in clients:
+            client.settimeout(5)
+            with client, suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+
+    run(close())
+
+
+def test_no_descriptors_left_is_told_once_and_passes(caplog) -> None:
+    async def fill() -> None:
+        met: list = []
+        async with serving(met, eagerly=True) as (address, server):
+            first = EagerAccept(asyncio.get_running_loop())
+            listening = Failing()
+            first._listening.append(_Listening(server, listening, lambda: Greeter(met), None))
+            for _ in range(3):
+                first._take(first._listening[0])
+            listening.error = BlockingIOError()
+            first._take(first._listening[0])
+            listening.error = OSError(errno.EMFILE, "Too many open files")
+            first._take(first._listening[0])
+            (client,) = connected(address, 1)
+            assert await asyncio.to_thread(greeting, client) == b"hello"
+
+    asyncio.run(fill())
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["accept.failed"] * 2
+
+
+class Failing:
+    """A socket that accepts nobody."""
+
+    error: OSError = OSError(errno.EMFILE, "Too many open files")
+
+    def accept(self) -> None:
+        raise self.error

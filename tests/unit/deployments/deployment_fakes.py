@@ -54,7 +54,7 @@ def call(number: int = 0, **changes: Any) -> Call:
 
 
 def ok(asked: Call, model: str = "large", text: str = "fine") -> Result:
-    attempt = Attempt(model, Outcome.OK, 0.01, Usage(10, 5), 0.001)
+    attempt = Attempt(model, Outcome.OK, 0.01, Usage(10, 5), 0.001, waited_s=0.0)
     return Result(asked.id, {"answer": text}, model=model, level=asked.level, attempts=(attempt,), usage=attempt.usage)
 
 

@@ -1,11 +1,13 @@
-"""What the cache refuses by itself: what was refused a moment ago because no model has room."""
+"""What the cache refuses by itself: what was refused a moment ago, or what the ingress has no room for."""
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 
-from deployment_fakes import call, ok
+from deployment_fakes import call, ok, settle
 from test_cache_stage import TTL_S, Bench
 
+from serve_app.core.permit import Refusal
 from serve_app.errors import Overloaded
 from serve_app.messages import CacheStatus, Call, Result
 
@@ -51,3 +53,48 @@ async def test_stored_answers_are_given_while_it_holds() -> None:
     await bench.ask(asked(2))
     stale = await bench.ask(replace(known, id="again"))
     assert (stale.cache, stale.error) == (CacheStatus.STALE, None), "an error of ours, too, has its stand-in"
+
+
+REFUSED = Refusal(1.5, "standing_queue")
+
+
+async def test_what_the_ingress_has_no_room_for_is_answered_by_a_cache_or_not_at_all() -> None:
+    bench = Bench(stale_while_revalidate_s=50)
+    known = replace(asked(1), key="known")
+    await bench.ask(known)
+    hit = await bench.ask(replace(known, id="again", shed=REFUSED))
+    assert (hit.cache, hit.error) == (CacheStatus.HIT, None)
+    bench.advance(TTL_S + 1)
+    stale = await bench.ask(replace(known, id="stale", shed=REFUSED))
+    assert (stale.cache, stale.error) == (CacheStatus.STALE, None)
+    refused = (await bench.ask(asked(2, shed=REFUSED))).error
+    assert type(refused) is Overloaded
+    assert refused.retry_after_s == 1.5
+    assert shed(bench) == {"standing_queue": 1}
+    assert len(bench.stage.calls) == 1, "nor is a model asked in the background"
+
+
+async def test_what_the_ingress_has_no_room_for_joins_an_answer_that_is_being_made() -> None:
+    go_on = asyncio.Event()
+
+    async def wait(asked: Call):
+        await go_on.wait()
+        return ok(asked)
+
+    bench = Bench(wait)
+    leading = asyncio.create_task(bench.ask(replace(asked(1), key="same")))
+    await settle()
+    joining = asyncio.create_task(bench.ask(replace(asked(2), key="same", shed=REFUSED)))
+    await settle()
+    go_on.set()
+    assert (await leading).cache is CacheStatus.MISS
+    assert (await joining).cache is CacheStatus.COALESCED
+
+
+async def test_a_call_that_joined_one_without_room_is_answered() -> None:
+    bench = Bench()
+    refused, answered = await asyncio.gather(
+        bench.ask(replace(asked(1), key="same", shed=REFUSED)), bench.ask(replace(asked(2), key="same"))
+    )
+    assert isinstance(refused.error, Overloaded)
+    assert answered.error is None

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from deployment_fakes import FakeStage, app_config, failed, link, ok, programs, settle
@@ -18,6 +18,7 @@ from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.lane import Lane
 from serve_app.deployments.program_replicas import IngressDeployment
 from serve_app.errors import (
+    BadOutput,
     ControlPlaneUnreachable,
     DeadlineExceeded,
     InvalidInputs,
@@ -25,7 +26,7 @@ from serve_app.errors import (
     Overloaded,
     UnknownProgram,
 )
-from serve_app.messages import CacheStatus, Call, Freshness, Level, Outcome, Priority, Result
+from serve_app.messages import Attempt, CacheStatus, Call, Freshness, Level, Outcome, Priority, Result
 
 GOOD = {"question": "why?"}
 
@@ -403,14 +404,18 @@ async def test_the_handler_of_a_batch_returns_at_once_a_future_for_each_call_and
 
 
 def test_batching_is_changed_on_the_running_replica() -> None:
-    batched = IngressDeployment._batched
-    replica = SimpleNamespace(_batched=batched, lane=SimpleNamespace())
-    IngressDeployment.set_batching(replica, BatchingConfig(max_batch_size=7))
-    assert replica.lane.max_batch_size == 7
+    class Batching(Ingress):
+        _batched = batched = IngressDeployment._batched
+        set_batching = IngressDeployment.set_batching
+
+    ingress, batched = Bench(ingress=Batching).ingress, Batching.batched
+    ingress.set_batching(BatchingConfig(max_batch_size=7))
+    assert ingress.lane.max_batch_size == 7
     assert (batched._get_max_batch_size(), batched._get_batch_wait_timeout_s()) == (7, 0)
-    changed = BatchingConfig(max_batch_size=32, batch_wait_timeout_s=0.5)
-    IngressDeployment.set_batching(replica, changed)
+    patience = ingress._admission.patience
+    ingress.set_batching(BatchingConfig(max_batch_size=32, batch_wait_timeout_s=0.5))
     assert (batched._get_max_batch_size(), batched._get_batch_wait_timeout_s()) == (32, 0.5)
+    assert ingress._admission.patience.floor_s == patience.floor_s + 0.5
 
 
 async def test_a_scrape_fails_while_the_control_plane_is_away_rather_than_show_one_replicas_totals() -> None:
@@ -476,27 +481,84 @@ async def test_a_queue_that_stands_takes_no_more_until_it_is_short_though_there_
     await asyncio.gather(*burst[:40])
     with pytest.raises(Overloaded, match="standing_queue") as refused:
         await bench.ask({"question": "one more?"})
-    assert refused.value.retry_after_s == pytest.approx(60 * 0.1 - 1, abs=0.5)
+    assert refused.value.retry_after_s == pytest.approx(60 * 0.1 - 1.5, abs=0.6)
     assert bench.counts("dspy_shed", "reason") == {"standing_queue": 1}
     assert (await bench.ask({"question": "0?"}))["meta"]["cache"] == "hit", "what is stored waits for nobody"
     await asyncio.gather(*burst)
     assert (await bench.ask({"question": "one more?"}))["outputs"] == {"answer": "fine"}
 
 
-async def test_what_no_model_answered_says_nothing_of_a_queue() -> None:
-    clock, turn = ManualClock(), asyncio.Lock()
+def said(asked: Call, *attempts: tuple[Outcome, float, float | None]) -> Result:
+    """An answer after such attempts: how each ended, its latency, and how much of it was waiting."""
+    made = tuple(Attempt("large", outcome, latency_s, waited_s=waited_s) for outcome, latency_s, waited_s in attempts)
+    return replace(ok(asked), attempts=made)
 
-    async def from_elsewhere(asked: Call) -> Result:
+
+async def stand(answer: Callable[[Call], Result], **config) -> Bench:
+    """An ingress where one call is answered every 0.1 s, like that, and 60 wait."""
+    turn, clock = asyncio.Lock(), ManualClock()
+
+    async def one_by_one(asked: Call) -> Result:
+        if asked.shed:
+            return Result(asked.id, error=Overloaded("as it was told", asked.shed.retry_after_s))
         async with turn:
             await asyncio.sleep(0)
             clock.advance(0.1)
-            return replace(ok(asked), cache=CacheStatus.COALESCED)
+            return answer(asked)
 
-    bench = Bench(from_elsewhere, clock=clock)
-    burst = [asyncio.create_task(bench.ask({"question": f"{n}?"})) for n in range(100)]
-    await asyncio.gather(*burst[:40])
-    more = asyncio.create_task(bench.ask({"question": "one more?"}))
-    await asyncio.gather(*burst, more)
+    bench = Bench(one_by_one, clock=clock, **config)
+    bench.burst = [asyncio.create_task(bench.ask({"question": f"{n}?"})) for n in range(100)]
+    await asyncio.gather(*bench.burst[:40], return_exceptions=True)
+    return bench
+
+
+@pytest.mark.parametrize(
+    ("answer", "stands"),
+    [
+        (ok, True),
+        (lambda asked: said(asked, (Outcome.SLOW, 0.5, 0.1)), True),
+        (lambda asked: said(asked, (Outcome.SERVER_ERROR, 0.01, 0.0), (Outcome.OK, 0.02, 0.0)), True),
+        (lambda asked: said(asked, (Outcome.OK, 0.02, 0.0), (Outcome.CANCELLED, 9.0, None)), True),
+        (lambda asked: said(asked, (Outcome.OK, 9.0, 0.0)), False),
+        (lambda asked: said(asked, (Outcome.TIMEOUT, 0.1, None), (Outcome.OK, 0.02, 0.0)), False),
+        (lambda asked: replace(ok(asked), cache=CacheStatus.COALESCED), False),
+        (lambda asked: Result(asked.id, error=BadOutput("?"), attempts=ok(asked).attempts), False),
+    ],
+)
+async def test_a_queue_stands_by_what_models_answered_and_how_long_they_ran(answer, stands) -> None:
+    bench = await stand(answer)
+    (*_, more) = await asyncio.gather(*bench.burst, bench.ask({"question": "one more?"}), return_exceptions=True)
+    assert isinstance(more, Overloaded) is stands
+
+
+@pytest.mark.parametrize(
+    ("question", "config", "cache_control", "late_s", "goes_on"),
+    [
+        ("one more?", {}, "", 0.0, False),
+        ("one more?", {"cache": {"redis_url": "redis://127.0.0.1:1/0"}}, "", 0.0, True),
+        ("one more?", {"cache": {"redis_url": "redis://127.0.0.1:1/0"}}, "", 0.02, False),
+        ("one more?", {"cache": {"redis_url": "redis://127.0.0.1:1/0"}}, "no-cache", 0.0, False),
+        ("one more?", {}, "only-if-cached", 0.0, True),
+        ("99?", {}, "", 0.0, True),
+        ("99?", {}, "no-store", 0.0, False),
+    ],
+)
+async def test_what_may_be_known_is_asked_of_the_cache_while_a_queue_stands(
+    question, config, cache_control, late_s, goes_on
+) -> None:
+    bench = await stand(ok, **config)
+    for _ in range(2):
+        bench.ingress._lag.ticked(1000.0, 1000.0 + late_s)
+    before = len(bench.stage.calls)
+    with pytest.raises(Overloaded) as refused:
+        await bench.ask({"question": question}, cache_control=cache_control)
+    assert refused.value.retry_after_s == pytest.approx(60 * 0.1 - 1.5, abs=0.6)
+    asked = [call for call in bench.stage.calls[before:] if call.shed]
+    assert len(asked) == goes_on
+    assert bench.counts("dspy_shed", "reason") == ({} if goes_on else {"standing_queue": 1}), "who refuses counts"
+    assert bench.ingress._refusals.find(bench.stage.calls[0], 60) is None, "it says nothing about others"
+    await asyncio.gather(*bench.burst)
+    assert bench.ingress._keys_asked == {}
 
 
 SHARED = {"redis_url": "redis://127.0.0.1:1/0"}
