@@ -2,8 +2,8 @@
 
     wait      : time that a call was here, less the time that its program ran                     seconds
     expected  = calls here now * time here / calls that were here when it came - ran             Little's law
-    standing  : wait > bearable / 2     both by the last answers to calls as good or better,
-    too long  : expected > bearable     of each the low decile
+    standing  : nine of ten waits > bearable / 2      both by the last answers to calls
+    too long  : median of expected > bearable         as good or better
     bearable  = floor + share * max(min(remaining, MOST_S), runs * ran)
 
 A queue that stands makes every answer late and none more, for as long as the deadline allows, and what waits costs time
@@ -101,7 +101,7 @@ class _Reading(NamedTuple):
 
     Attributes:
         wait_s: seconds that nine of ten waited, or more.
-        teller: the answer that tells how long another call would wait: less than by most others.
+        teller: the answer that tells how long another call would wait: longer than half of them do.
         ran_s: seconds that programs ran, on average.
     """
 
@@ -187,7 +187,6 @@ def _is_over(answer: _Answer, now: float, count: int) -> bool:
 
 
 def _reading(answers: Collection[_Answer], held: int) -> _Reading:
-    decile = len(answers) // 10
-    wait_s = sorted(answer.wait_s() for answer in answers)[decile]
-    teller = sorted(answers, key=lambda answer: answer.expected_s(held))[decile]
+    wait_s = sorted(answer.wait_s() for answer in answers)[len(answers) // 10]
+    teller = sorted(answers, key=lambda answer: answer.expected_s(held))[len(answers) // 2]
     return _Reading(wait_s, teller, sum(answer.ran_s for answer in answers) / len(answers))
