@@ -60,6 +60,7 @@ _DEFAULTS: Final = {
     "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "12",
     "LITELLM_LOCAL_MODEL_COST_MAP": "true",
+    "MALLOC_ARENA_MAX": "2",
 }
 """Nothing is asked, reported or downloaded at start unless the person set it otherwise.
 
@@ -72,6 +73,8 @@ to the same ingress: one that is only busy gets twice the work. So do two health
 within five seconds each, and the ingress, busy with the detour, does not come back: it takes a dozen here, a minute.
 One that is dead refuses connections, for which HAProxy tries another and needs three seconds to give it up; one that
 hangs is replaced by the controller, which has health checks of its own.
+glibc gives each of a process' many threads, nearly all of them Ray's, one of 8 arenas a core to allocate from, and each
+keeps the most it ever needed: an ingress under load grew by 2.3 MiB a minute without anything being kept.
 """
 
 

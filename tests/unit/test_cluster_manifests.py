@@ -229,6 +229,7 @@ def test_the_image_sets_both_throughput_flags_and_is_not_run_by_root() -> None:
     dockerfile = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
     assert "RAY_SERVE_ENABLE_HA_PROXY=1" in dockerfile
     assert "RAY_SERVE_THROUGHPUT_OPTIMIZED=1" in dockerfile
+    assert "MALLOC_ARENA_MAX=2" in dockerfile
     assert re.search(r"install -y --no-install-recommends bash ca-certificates wget", dockerfile)
     assert re.search(r"^USER 1000:1000$", dockerfile, re.MULTILINE)
     assert dockerfile.index("USER ") < dockerfile.index("\nCMD ")
