@@ -81,10 +81,6 @@ def _ignore(_: Mapping[str, BreakerReply]) -> None:
     """What a replica without breakers does with replies."""
 
 
-def _node() -> dict[str, float]:
-    return {"node_cpu": node_cpu(), "node_memory": node_memory()}
-
-
 class ControlLink:
     """Exchanges with the control plane on behalf of one replica.
 
@@ -93,6 +89,7 @@ class ControlLink:
         snapshot: the newest one.
         scores: what this replica's answers scored; sent with every report.
         versions: of the programs that this replica runs; sent with every report.
+        node_cpu: share of the machine's CPU that was in use before the last report, 0..1.
 
     Args:
         handle: of the control plane; ``None`` keeps the default policy and reports to nobody.
@@ -112,6 +109,7 @@ class ControlLink:
         self.snapshot = Snapshot(version=0, policy=Policy())
         self.scores = ScoreTally(self.snapshot.policy.routing.learning.half_life_s, clock=clock)
         self.versions: Mapping[str, str] = {}
+        self.node_cpu = 0.0
         self._handle = handle
         self._deployment = deployment
         self._telemetry = telemetry
@@ -253,7 +251,7 @@ class ControlLink:
             tuple(pending.waits_s),
             pending.denials,
             self._read_breakers(),
-            {name: value for read in (_node, *self._gauges) for name, value in read().items()},
+            {name: value for read in (self._node, *self._gauges) for name, value in read().items()},
             self._telemetry.samples(),
             self.snapshot.level,
             self.snapshot.orders,
@@ -262,6 +260,10 @@ class ControlLink:
             tuple(pending.answered),
             self.snapshot.version,
         )
+
+    def _node(self) -> dict[str, float]:
+        self.node_cpu = node_cpu()
+        return {"node_cpu": self.node_cpu, "node_memory": node_memory()}
 
     def _note_connection(self, *, is_connected: bool, why: str = "") -> None:
         if is_connected != self._is_connected:

@@ -21,6 +21,7 @@ from serve_app.deployments.micro_batches import MicroBatches
 from serve_app.deployments.scoring import Scoring
 from serve_app.deployments.slots import Slots
 from serve_app.deployments.stage import Chunks
+from serve_app.deployments.turnstile import BUSY, Turnstile
 from serve_app.errors import Overloaded, SwitchyardError, UpstreamError
 from serve_app.messages import Attempt, BreakerState, Call, ModelHealth, Outcome, Result
 
@@ -60,6 +61,7 @@ class ModelReplica:
         self.slots = Slots(model, clock=clock)
         self._work = CallTasks(is_remote=self.is_remote)
         self._batches = MicroBatches(self._lm)
+        self._starts = Turnstile()
         self._link = link
         link.versions = {name: program.version for name, program in programs.items()}
         self.scoring = Scoring(model.name, programs, telemetry, link)
@@ -106,6 +108,8 @@ class ModelReplica:
                 if program.takes_batches(call.level):
                     answer = await self._batches.run(program, call, scope)
                 else:
+                    if self._link.node_cpu < BUSY:
+                        await self._starts.passed()
                     answer = await program.run(call, self._lm)
             except asyncio.CancelledError:
                 self._attempt(call, Outcome.CANCELLED, started, scope)  # what it spent until then was spent

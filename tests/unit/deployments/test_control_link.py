@@ -116,3 +116,14 @@ async def test_the_last_report_waits_for_no_control_plane_that_is_gone(monkeypat
     control.replies.append(RayActorError())
     link.start()
     await asyncio.wait_for(link.aclose(), 5)
+
+
+async def test_what_it_read_of_the_machine_is_known_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_link, "node_cpu", lambda: 0.625)
+    control = FakeControl(Snapshot(1, Policy()))
+    link = ControlLink(control, "Model-small", Telemetry())
+    assert link.node_cpu == 0
+    link.start()
+    await until(lambda: control.reports)
+    link.stop()
+    assert link.node_cpu == control.reports[0].gauges["node_cpu"] == 0.625

@@ -210,3 +210,27 @@ async def test_the_callers_token_limit_reaches_the_engine() -> None:
     made, program = replica()
     await run_all(made, replace(call(1), options=Options(max_tokens=7)), call(2))
     assert sorted(program.limits, key=str) == [7, None]
+
+
+async def begun_together(calls: int, *, node_cpu: float) -> list[int]:
+    """How many others had begun when each call's program had its second turn of the loop."""
+    begun, seen = [], []
+
+    async def act(asked) -> None:
+        begun.append(asked.id)
+        await asyncio.sleep(0)
+        seen.append(len(begun))
+
+    made, _ = replica(act, slots=calls)
+    made._link.node_cpu = node_cpu
+    await run_all(made, *(call(number) for number in range(calls)))
+    return seen
+
+
+async def test_programs_of_a_batch_begin_one_after_the_other() -> None:
+    """So that the first one's request is sent before the last one's prompt is written."""
+    assert (await begun_together(8, node_cpu=0.2))[0] <= 2
+
+
+async def test_on_a_busy_machine_they_begin_together() -> None:
+    assert await begun_together(8, node_cpu=0.9) == [8] * 8
