@@ -45,7 +45,7 @@ class Ticket:
         self._queue = queue
         self._priority = priority
         self._since = admission.clock()
-        self._joined = queue.join()
+        self._joined = 0 if shed else queue.join()  # what is not going to run makes nobody wait
         self.shed = shed
         self.ran_s: float | None = None
 
@@ -54,7 +54,8 @@ class Ticket:
         admission, self._admission = self._admission, None
         if admission is not None:
             here_s = admission.clock() - self._since
-            self._queue.leave(self._priority, self._joined, here_s, self.ran_s)
+            if not self.shed:
+                self._queue.leave(self._priority, self._joined, here_s, self.ran_s)
             admission.left(here_s)
 
     def __enter__(self) -> Self:

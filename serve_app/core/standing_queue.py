@@ -23,8 +23,9 @@ tells the next one's wait).
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -100,11 +101,13 @@ class _Reading(NamedTuple):
     """What the last answers of one priority say.
 
     Attributes:
+        is_fresh: whether the window has enough of them.
         wait_s: seconds that nine of ten waited, or more.
         teller: the answer that tells how long another call would wait: longer than half of them do.
         ran_s: seconds that programs ran, on average.
     """
 
+    is_fresh: bool
     wait_s: float
     teller: _Answer
     ran_s: float
@@ -151,9 +154,7 @@ class StandingQueue:
         """Why a call should not join; ``None`` when it may."""
         if self.held < FEW:
             return None
-        at_least_as_good = PRIORITIES[: PRIORITIES.index(priority) + 1]
-        known = self._read()
-        readings = [known[each] for each in at_least_as_good if each in known]
+        readings = self._readings_for(priority)
         if not readings:
             return None
         ran_s = max(reading.ran_s for reading in readings)
@@ -164,15 +165,27 @@ class StandingQueue:
         expected_s = max(reading.teller.expected_s(self.held) for reading in readings)
         return refuse(expected_s - bearable_s, REASON) if expected_s > bearable_s else None
 
+    def _readings_for(self, priority: Priority) -> list[_Reading]:
+        """Those of the priority and of better ones, but for old ones of a better priority beside fresh ones.
+
+        Who goes first waits no longer than who goes last.
+        """
+        known, readings, is_fresh = self._read(), list[_Reading](), False
+        for each in reversed(PRIORITIES[: PRIORITIES.index(priority) + 1]):
+            reading = known.get(each)
+            if reading is not None and (reading.is_fresh or not is_fresh):
+                readings.append(reading)
+                is_fresh = reading.is_fresh
+        return readings
+
     def _read(self) -> Mapping[Priority, _Reading]:
         now = self._clock()
         if now - self._read_at >= READ_EVERY_S:
             self._read_at = now
             for answers in self._answers.values():
-                while answers and _is_over(answers[0], now, len(answers)):
-                    answers.popleft()
+                _drop_old(answers, now)
             read = {priority: answers for priority, answers in self._answers.items() if len(answers) >= LEAST}
-            self._readings = {priority: _reading(answers, self.held) for priority, answers in read.items()}
+            self._readings = {priority: _reading(answers, self.held, now) for priority, answers in read.items()}
         return self._readings
 
     def _forget(self) -> None:
@@ -181,12 +194,16 @@ class StandingQueue:
         self._readings = {}
 
 
-def _is_over(answer: _Answer, now: float, count: int) -> bool:
-    age_s = now - answer.at
-    return age_s > max(OLD_S, OLD_RUNS * answer.ran_s) or (age_s > WINDOW_S and count > ENOUGH)
+def _drop_old(answers: deque[_Answer], now: float) -> None:
+    if not answers:
+        return
+    old_s = max(OLD_S, OLD_RUNS * statistics.median(answer.ran_s for answer in answers))
+    while answers and ((age_s := now - answers[0].at) > old_s or (age_s > WINDOW_S and len(answers) > ENOUGH)):
+        answers.popleft()
 
 
-def _reading(answers: Collection[_Answer], held: int) -> _Reading:
+def _reading(answers: Sequence[_Answer], held: int, now: float) -> _Reading:
+    is_fresh = now - answers[-LEAST].at <= WINDOW_S
     wait_s = sorted(answer.wait_s() for answer in answers)[len(answers) // 10]
     teller = sorted(answers, key=lambda answer: answer.expected_s(held))[len(answers) // 2]
-    return _Reading(wait_s, teller, sum(answer.ran_s for answer in answers) / len(answers))
+    return _Reading(is_fresh, wait_s, teller, sum(answer.ran_s for answer in answers) / len(answers))

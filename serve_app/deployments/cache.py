@@ -21,6 +21,7 @@ from serve_app.core.cache_policy import Decision, current_ttl_s, decide_entry, e
 from serve_app.core.clock import Clock
 from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
 from serve_app.core.forgotten import Forgotten
+from serve_app.core.permit import Refusal
 from serve_app.core.recent_refusals import RecentRefusals
 from serve_app.core.stored_answers import Stored, choose, forward_reason, keys_to_read
 from serve_app.deployments.call_tasks import CallTasks
@@ -29,7 +30,7 @@ from serve_app.deployments.lane import Lane
 from serve_app.deployments.shared_flight import SharedFlights
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.deployments.stage import Chunks, Stage
-from serve_app.errors import DeadlineExceeded, Overloaded
+from serve_app.errors import DeadlineExceeded, Overloaded, SwitchyardError
 from serve_app.messages import CacheStatus, Call, Result, Snapshot, Usage
 
 log = logging.getLogger("switchyard.cache")
@@ -142,7 +143,8 @@ class Cache:
         self._telemetry.cache.missed(call.program)
         result = await self._make(call, deadline, old)
         if result.error is not None and decision is Decision.IF_ERROR and stored:
-            log.warning("cache.stale_if_error", extra={"program": call.program, "error": result.error.code})
+            if not isinstance(result.error, Overloaded):  # that is counted, and would be a line a call
+                log.warning("cache.stale_if_error", extra={"program": call.program, "error": result.error.code})
             return self._hit(call, stored, CacheStatus.STALE)
         reason = forward_reason(config, call, found, unix_now)
         return replace(result, forwarded=reason) if reason else result
@@ -167,15 +169,21 @@ class Cache:
                 return _out_of_time(call)
             if not joined:
                 return result
-            # the leader's deadline and priority are not this call's
-            if not isinstance(result.error, (DeadlineExceeded, Overloaded)):
+            if not _is_its_own(result.error):
                 return self._share(call, result)
+            if refusal := self._refusal(call, deadline - self._clock()):  # at once: else a herd leads one by one
+                return self._refuse(call, refusal)
 
     async def _lead(self, call: Call, deadline: float, old: Entry | None) -> Result:
-        """An answer for all who wait for it here: from whoever makes it elsewhere, else made now, and kept."""
+        """An answer for all who wait for it here: from whoever makes it elsewhere, else made now, and kept.
+
+        A call that may not ask makes nobody elsewhere wait for it.
+        """
+        remaining_s = deadline - self._clock()
+        look = self._shared.joined if self._refusal(call, remaining_s) else self._shared.turn
         try:
-            async with asyncio.timeout(deadline - self._clock()):
-                turn = await self._shared.turn(StoreKey(call.program, call.key), self._newer(call, old))
+            async with asyncio.timeout(remaining_s):
+                turn = await look(StoreKey(call.program, call.key), self._newer(call, old))
         except TimeoutError:
             return _out_of_time(call)
         if turn.answer is not None:
@@ -222,11 +230,10 @@ class Cache:
         return replace(result, fresh_for_s=entry.ttl_s)
 
     async def _ask(self, call: Call, deadline: float) -> Result:
-        """Ask downstream; what the ingress has no room for, or was refused there a moment ago, is refused here."""
+        """Ask downstream, unless the call is refused here."""
         remaining_s = deadline - self._clock()
-        if refusal := call.shed or self._refusals.find(call, remaining_s):
-            self._telemetry.shed(refusal.reason, call.options.priority)
-            return Result(call.id, error=Overloaded(f"too much traffic: {refusal.reason}", refusal.retry_after_s))
+        if refusal := self._refusal(call, remaining_s):
+            return self._refuse(call, refusal)
         try:
             async with asyncio.timeout(remaining_s):
                 result = await self._lane.ask(replace(call, remaining_s=remaining_s))
@@ -235,14 +242,24 @@ class Cache:
         self._refusals.note(call, remaining_s, result)
         return result
 
+    def _refusal(self, call: Call, remaining_s: float) -> Refusal | None:
+        """Why a call may not ask downstream: the ingress has no room for it, or it was refused there a moment ago."""
+        return call.shed or self._refusals.find(call, remaining_s)
+
+    def _refuse(self, call: Call, refusal: Refusal) -> Result:
+        self._telemetry.shed(refusal.reason, call.options.priority)
+        return Result(call.id, error=Overloaded(f"too much traffic: {refusal.reason}", refusal.retry_after_s))
+
     def _start_refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
-        """Make a new answer in the background, unless one is being made."""
-        if call.key not in self._flights and may_refresh(call):
+        """Make a new answer in the background, unless one is being made, or would be refused."""
+        if call.key in self._flights or not may_refresh(call):
+            return
+        if self._refusal(call, deadline - self._clock()) is None:
             self.spawn(self._refresh(call, deadline, old))
 
     async def _refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
         result, _ = await self._flights.do(call.key, lambda: self._lead(call, deadline, old), group=call.program)
-        if result.error is not None:
+        if result.error is not None and not isinstance(result.error, Overloaded):
             log.warning("cache.refresh_failed", extra={"program": call.program, "error": result.error.code})
 
     async def _read_redis(self, redis: RedisStore, calls: Iterable[Call], known: _Found) -> _Found:
@@ -331,6 +348,11 @@ class Cache:
         if self.redis is not None:
             counts.store(self.redis.stats())
         return counts.gauges() | {"cache_in_flight": len(self._flights)}
+
+
+def _is_its_own(error: SwitchyardError | None) -> bool:
+    """Whether a call failed by its own deadline, priority or want of room, which are not those of who joined it."""
+    return isinstance(error, DeadlineExceeded) or type(error) is Overloaded
 
 
 def _is_newer(entry: Entry, known: Stored | None) -> bool:

@@ -242,9 +242,9 @@ class Ingress:
         with self._admitted(call) as ticket:
             call = replace(call, shed=ticket.shed) if ticket.shed else call
             result = await self._asked_for(call)
-            ticket.ran_s = _ran_s(result)
+            ticket.ran_s = _ran_s(result, may_overlap=self.programs[call.program].config.hedge_after_s is not None)
         if not call.shed:
-            self._refusals.note(call, call.remaining_s, result)
+            self._refusals.note(call, call.remaining_s - (self._clock() - begun_at), result)
         self.near.keep(call, result, begun_at)
         return result
 
@@ -279,7 +279,7 @@ class Ingress:
 
         ``@serve.batch`` loses the future of a caller who is cancelled at the moment the batch is handed over.
         """
-        key = "" if call.shed else call.key
+        key = call.key if not call.shed and may_use_stored(call) else ""
         self._deadlines[call.id] = self._clock() + call.remaining_s
         self._keys_asked[key] += 1
         try:
@@ -356,17 +356,16 @@ class Ingress:
         return {"active": self._admission.held} | self.telemetry.cache.gauges()
 
 
-def _ran_s(result: Result) -> float | None:
+def _ran_s(result: Result, *, may_overlap: bool) -> float | None:
     """Seconds that models ran a call's program, one after the other.
 
-    ``None`` for a failure, for an answer that no model made for this call, and where an attempt did not say.
+    ``None`` for a failure, for an answer that no model made for this call, where an attempt did not say, and where
+    two may have run beside each other.
     """
-    if result.error or not result.attempts or result.cache not in _MADE:
+    if result.error or result.cache not in _MADE:
         return None
-    ran_s = 0.0
-    for attempt in result.attempts:
-        if attempt.waited_s is not None:
-            ran_s += attempt.latency_s - attempt.waited_s
-        elif attempt.outcome is not Outcome.CANCELLED:  # that one lost to one that ran beside it
-            return None
-    return ran_s
+    ended = [attempt for attempt in result.attempts if attempt.outcome is not Outcome.CANCELLED]  # those were hedges
+    waits_s = [attempt.waited_s for attempt in ended if attempt.waited_s is not None]
+    if not ended or len(waits_s) < len(ended) or (may_overlap and len(ended) > 1):
+        return None
+    return sum(attempt.latency_s for attempt in ended) - sum(waits_s)

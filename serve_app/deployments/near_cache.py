@@ -19,7 +19,7 @@ from serve_app.core.clock import Clock
 from serve_app.core.early_refresh import Draw, refreshes_early
 from serve_app.core.forgotten import Forgotten
 from serve_app.core.stored_answers import Stored, choose, keys_to_read
-from serve_app.errors import SwitchyardError
+from serve_app.errors import Overloaded, SwitchyardError
 from serve_app.messages import CacheStatus, Call, Freshness, Priority, Result, Snapshot
 
 log = logging.getLogger("switchyard.near_cache")
@@ -131,5 +131,5 @@ class NearCache:
             error = result.error
         except SwitchyardError as refused:
             error = refused
-        if error is not None:
+        if error is not None and not isinstance(error, Overloaded):  # that is counted, and would be a line a hit
             log.warning("cache.refresh_failed", extra={"program": call.program, "error": error.code})

@@ -95,6 +95,11 @@ class SharedFlights(Generic[T]):
             followed += 1
         return Turn(has_waited=followed > 0)
 
+    async def joined(self, where: StoreKey, read: Read[T]) -> Turn[T]:
+        """The answer, if another process is making it; for one whose turn to make it does not come."""
+        answer = await self._follow(where, read) if self._leases() is not None else None
+        return Turn(answer, has_waited=answer is not None)
+
     async def release(self, leases: Sequence[Lease]) -> None:
         """Give leases back, whatever came of them."""
         for lease in leases:

@@ -37,8 +37,8 @@ class SingleFlight(Generic[T]):
     async def do(self, key: str, make: Callable[[], Coroutine[Any, Any, T]], *, group: str = "") -> tuple[T, bool]:
         """The result of ``make``, and whether somebody else had started it."""
         flight = self._flights.get(key)
-        joined = flight is not None
-        if flight is None:
+        joined = flight is not None and not flight.task.done()  # one that is done lands in a later turn of the loop
+        if flight is None or not joined:
             flight = self._start(key, make, group)
         flight.waiting += 1
         try:

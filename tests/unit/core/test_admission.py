@@ -118,10 +118,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.admission = Admission(12, clock=self.clock)
         self.held: set[Ticket] = set()
 
-    @rule(target=tickets, priority=st.sampled_from(Priority), remaining_s=st.floats(-1, 10))
-    def a_call_comes(self, priority, remaining_s):
+    @rule(target=tickets, priority=st.sampled_from(Priority), remaining_s=st.floats(-1, 10), may_be_known=st.booleans())
+    def a_call_comes(self, priority, remaining_s, may_be_known):
         room = room_for(priority, 12)
-        answer = self.admission.admit(priority, remaining_s)
+        answer = self.admission.admit(priority, remaining_s, may_be_known=may_be_known)
         if isinstance(answer, Refusal):
             assert MIN_RETRY_AFTER_S <= answer.retry_after_s <= MAX_RETRY_AFTER_S
             assert answer.reason == ("queue_full" if len(self.held) >= room else "deadline")

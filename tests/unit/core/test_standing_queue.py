@@ -172,6 +172,27 @@ def test_where_better_calls_stand_worse_ones_do_not_join(clock):
     assert refusal(queue, Priority.CRITICAL) is None
 
 
+def test_old_answers_to_better_calls_do_not_outvote_new_ones(clock):
+    """Critical calls came and waited, then there were four times the replicas, and no more critical calls."""
+    queue = StandingQueue(clock=clock)
+    answers(queue, clock, 12.5, 2.0, joined=400, count=11, priority=Priority.CRITICAL)
+    queue.held = 256
+    assert refusal(queue) is not None
+    clock.advance(2)
+    answers(queue, clock, 2.05, 2.0, joined=256)
+    queue.held = 256
+    assert refusal(queue) is None
+
+
+def test_new_answers_to_better_calls_say_nothing_good_of_worse_ones(clock):
+    queue = StandingQueue(clock=clock)
+    answers(queue, clock, 20.0, 0.2, count=ENOUGH)
+    clock.advance(2)
+    answers(queue, clock, 0.25, 0.2, priority=Priority.CRITICAL)
+    queue.held = 500
+    assert refusal(queue) is not None, "those who waited went last"
+
+
 def test_less_time_left_bears_less(clock):
     queue = StandingQueue(clock=clock)
     answers(queue, clock, 10.0, 0.0)
@@ -214,6 +235,17 @@ def test_where_no_model_answers_nothing_is_known(clock, ran_s):
     clock.advance(2)
     for _ in range(100):
         queue.leave(Priority.DEFAULT, 1000, 30.0, None)
+    assert refusal(queue) is None
+
+
+def test_one_slow_answer_makes_no_others_count_for_longer(clock):
+    queue = StandingQueue(clock=clock)
+    answers(queue, clock, 80.0, 60.0, count=1)
+    answers(queue, clock, 20.0, 0.2, count=ENOUGH - 1)
+    queue.held = 500
+    clock.advance(OLD_S - 1)
+    assert refusal(queue) is not None
+    clock.advance(2)
     assert refusal(queue) is None
 
 
@@ -308,6 +340,23 @@ def test_what_may_be_known_goes_on_with_its_refusal(clock):
     other = admission.admit(Priority.DEFAULT, 60, "other", may_be_known=True)
     assert isinstance(other, Ticket)
     assert other.shed is None
+
+
+def test_what_goes_on_with_its_refusal_is_no_part_of_the_queue(clock):
+    """It never takes a slot: counted, a herd that waits for one answer would have everybody else refused."""
+    admission = standing(clock)
+    before = admission.admit(Priority.DEFAULT, 60, "ask")
+    herd = [admission.admit(Priority.DEFAULT, 60, "ask", may_be_known=True) for _ in range(1000)]
+    assert admission.held == 1500, "though it is held"
+    clock.advance(0.1)
+    assert admission.admit(Priority.DEFAULT, 60, "ask") == before
+    for ticket in herd:
+        assert isinstance(ticket, Ticket)
+        ticket.ran_s = 0.01
+        ticket.release()
+    assert admission.held == 500
+    clock.advance(0.1)
+    assert admission.admit(Priority.DEFAULT, 60, "ask") == before
 
 
 @pytest.mark.parametrize("ran_s", [0.25, 2.0, 10.0])

@@ -4,11 +4,12 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 from deployment_fakes import call, ok, settle
 from test_cache_stage import TTL_S, Bench
 
 from serve_app.core.permit import Refusal
-from serve_app.errors import Overloaded
+from serve_app.errors import Overloaded, RateLimited
 from serve_app.messages import CacheStatus, Call, Result
 
 
@@ -91,10 +92,71 @@ async def test_what_the_ingress_has_no_room_for_joins_an_answer_that_is_being_ma
     assert (await joining).cache is CacheStatus.COALESCED
 
 
+def rounds(bench: Bench) -> Counter[str]:
+    """Counts from now on how often calls lead or join, by key; a thousand times are too often."""
+    counted, do = Counter(), bench.cache._flights.do
+
+    def counting(key, make, **options):
+        counted[key] += 1
+        assert counted[key] < 1000, "it goes in circles"
+        return do(key, make, **options)
+
+    bench.cache._flights.do = counting
+    return counted
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+@pytest.mark.parametrize("second", [REFUSED, None])
+async def test_a_call_that_comes_close_behind_one_without_room_gets_an_end_of_its_own(turns, second) -> None:
+    bench = Bench()
+    counted = rounds(bench)
+    first = asyncio.create_task(bench.ask(replace(asked(1), key="same", shed=REFUSED)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    result = await bench.ask(replace(asked(2), key="same", shed=second))
+    assert type(result.error) is (Overloaded if second else type(None))
+    assert type((await first).error) is Overloaded
+    assert counted["same"] <= 3
+
+
 async def test_a_call_that_joined_one_without_room_is_answered() -> None:
     bench = Bench()
+    counted = rounds(bench)
     refused, answered = await asyncio.gather(
         bench.ask(replace(asked(1), key="same", shed=REFUSED)), bench.ask(replace(asked(2), key="same"))
     )
     assert isinstance(refused.error, Overloaded)
     assert answered.error is None
+    assert counted["same"] == 3, "it joined, and then asked"
+
+
+@pytest.mark.parametrize("why", ["shed", "recent"])
+async def test_a_herd_without_room_is_refused_at_once_and_not_one_by_one(why) -> None:
+    bench = Bench(no_room)
+    counted = rounds(bench)
+    herd = [replace(asked(number), key="same", shed=REFUSED if why == "shed" else None) for number in range(200)]
+    results = await asyncio.gather(*(bench.ask(each) for each in herd))
+    assert {type(result.error) for result in results} == {Overloaded}
+    assert counted["same"] == 200, "each asked once"
+    assert len(bench.stage.calls) == (why == "recent")
+
+
+async def test_a_rate_limit_is_everybodys() -> None:
+    bench = Bench(lambda asked: Result(asked.id, error=RateLimited("every model is cooling down", 3.0)))
+    results = await asyncio.gather(*(bench.ask(replace(asked(number), key="same")) for number in range(50)))
+    assert {(type(result.error), result.error.retry_after_s) for result in results} == {(RateLimited, 3.0)}
+    assert len(bench.stage.calls) == 1
+
+
+async def test_nothing_is_made_anew_in_the_background_while_a_refusal_holds(caplog) -> None:
+    full = False
+    bench = Bench(lambda asked: no_room(asked) if full else ok(asked), stale_while_revalidate_s=50)
+    known = replace(asked(1), key="known")
+    await bench.ask(known)
+    bench.advance(TTL_S + 1)
+    full = True
+    for number in range(5):
+        assert (await bench.ask(replace(known, id=f"stale{number}"))).cache is CacheStatus.STALE
+        await settle()
+    assert len(bench.stage.calls) == 2
+    assert not caplog.records, "a refusal is counted, and no line a hit"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -488,6 +489,13 @@ async def test_a_queue_that_stands_takes_no_more_until_it_is_short_though_there_
     assert (await bench.ask({"question": "one more?"}))["outputs"] == {"answer": "fine"}
 
 
+HEDGING = app_config().programs[0].model_dump(exclude_unset=True) | {"hedge_after_s": 2.0}
+
+
+async def forever(_: Call) -> None:
+    await asyncio.Event().wait()
+
+
 def said(asked: Call, *attempts: tuple[Outcome, float, float | None]) -> Result:
     """An answer after such attempts: how each ended, its latency, and how much of it was waiting."""
     made = tuple(Attempt("large", outcome, latency_s, waited_s=waited_s) for outcome, latency_s, waited_s in attempts)
@@ -559,6 +567,49 @@ async def test_what_may_be_known_is_asked_of_the_cache_while_a_queue_stands(
     assert bench.ingress._refusals.find(bench.stage.calls[0], 60) is None, "it says nothing about others"
     await asyncio.gather(*bench.burst)
     assert bench.ingress._keys_asked == {}
+
+
+async def test_attempts_that_may_have_run_beside_each_other_do_not_hide_a_queue() -> None:
+    """The first one failed after the second had begun: their times may not be added up. Nor is anything learned."""
+    both = ((Outcome.SERVER_ERROR, 5.0, 0.0), (Outcome.OK, 4.0, 0.0))
+    answered: Counter[str] = Counter()
+
+    def answer(asked: Call) -> Result:
+        answered["calls"] += 1
+        return said(asked, *both) if answered["calls"] % 4 == 0 else ok(asked)
+
+    bench = await stand(answer, programs=[HEDGING])
+    (*_, more) = await asyncio.gather(*bench.burst, bench.ask({"question": "one more?"}), return_exceptions=True)
+    assert isinstance(more, Overloaded)
+
+
+async def test_a_call_that_looks_for_no_stored_answer_is_none_to_wait_for() -> None:
+    bench = Bench(forever)
+    asking = [
+        asyncio.create_task(bench.ask({"question": f"{directive}?"}, cache_control=directive))
+        for directive in ("no-cache", "no-store", "max-age=9")
+    ]
+    await settle()
+    assert sum(bool(key) for key in bench.ingress._keys_asked) == 1
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert not bench.ingress._keys_asked
+
+
+async def test_a_refusal_counts_for_calls_with_as_much_time_as_was_left() -> None:
+    clock = ManualClock(1000.0)
+
+    async def late(asked: Call) -> Result:
+        clock.advance(55)
+        return Result(asked.id, error=Overloaded("every model of the route is too busy", 0.4))
+
+    bench = Bench(late, clock=clock)
+    with pytest.raises(Overloaded):
+        await bench.ask(options={"deadline_s": 60})
+    (asked,) = bench.stage.calls
+    assert bench.ingress._refusals.find(asked, 5.0) is not None
+    assert bench.ingress._refusals.find(asked, 6.0) is None
 
 
 SHARED = {"redis_url": "redis://127.0.0.1:1/0"}

@@ -11,8 +11,9 @@ from redis.asyncio import Redis
 
 from serve_app.adapters.embedded_redis import EmbeddedRedis
 from serve_app.adapters.redis_store import RedisStore, StoreKey
+from serve_app.core.permit import Refusal
 from serve_app.deployments.cache import Cache
-from serve_app.errors import DeadlineExceeded
+from serve_app.errors import DeadlineExceeded, Overloaded
 from serve_app.messages import CacheStatus, Freshness, Outcome, Result
 
 LEASE = "{switchyard:ask:key1}:lease"
@@ -294,4 +295,41 @@ async def test_a_cache_without_peers_takes_no_lease(replicas, model, client) -> 
     assert await client.exists(LEASE) == 0
     model.gate.set()
     assert {result.error for result in (await running).values()} == {None}
+    assert model.calls == 1
+
+
+REFUSED = Refusal(1.5, "standing_queue")
+
+
+async def test_a_call_without_room_takes_no_lease_and_makes_nobody_wait(replicas, model, client) -> None:
+    await run_all(replicas[0], call(2, shed=REFUSED))  # connects
+    await client.config_resetstat()
+    refused = (await run_all(replicas[0], call(1, shed=REFUSED)))["c1"]
+    assert type(refused.error) is Overloaded
+    stats = await client.info("commandstats")
+    assert "cmdstat_set" not in stats
+    assert "cmdstat_eval" not in stats
+    assert model.calls == 0
+
+
+async def test_a_call_without_room_gets_what_another_replica_is_making(replicas, model, client) -> None:
+    first = asking(replicas[0], call(1))
+    await until(lambda: holds_lease(client))
+    other = asking(replicas[1], call(1, shed=REFUSED))
+    await until(lambda: follows(replicas[1]))
+    model.gate.set()
+    assert (await first)["c1"].cache is CacheStatus.MISS
+    assert (await other)["c1"].cache is CacheStatus.COALESCED
+    assert model.calls == 1
+
+
+async def test_a_call_without_room_is_refused_when_what_it_waited_for_fails(replicas, model, client) -> None:
+    model.fails = [True]
+    first = asking(replicas[0], call(1))
+    await until(lambda: holds_lease(client))
+    other = asking(replicas[1], call(1, shed=REFUSED))
+    await until(lambda: follows(replicas[1]))
+    model.gate.set()
+    assert (await first)["c1"].error is not None
+    assert type((await other)["c1"].error) is Overloaded
     assert model.calls == 1

@@ -107,3 +107,21 @@ async def test_who_is_in_flight_is_known() -> None:
     work.gate.set()
     await asked
     assert "key" not in flights
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_comes_while_a_flight_lands_asks_anew_and_does_not_wait(turns) -> None:
+    """A task that is done tells so in a later turn of the loop; who joined it then would go in circles within one."""
+    flights, work = SingleFlight(), Work()
+    work.gate.set()
+    first = asyncio.create_task(flights.do("key", work))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for _ in range(3):
+        result, joined = await flights.do("key", work)
+        if not joined:
+            break
+    assert not joined
+    assert result == f"result {work.started}"
+    await first
+    assert len(flights) == 0
