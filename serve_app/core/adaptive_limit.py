@@ -2,20 +2,27 @@
 
     sample   = seconds in the provider / (output tokens + FIRST_TOKEN)
     short    = mean of a window: at least WINDOW_S seconds and WINDOW_SAMPLES samples
-    long     = exponential average of the shorts; pulled down when it is more than twice the short
+    long     = exponential average of the shorts: the norm; pulled down when it is more than twice the short
     gradient = TOLERANCE * long / short, within 0.5..1
-    limit    = (1 - SMOOTHING) * limit + SMOOTHING * (limit * gradient + sqrt(limit)), within 1..max
+    limit    = limit * (1 - SMOOTHING * (1 - gradient))     if gradient < 1
+               limit + SMOOTHING * sqrt(limit)              otherwise; always within 1..max
 
-    a window in which less than half of the limit was used raises nothing
+    a window in which less than half of the limit was used leaves the limit as it is
     a 429 or a timeout: limit * BACKOFF, at most once in WINDOW_S
+    asked half as much at once, and no faster: long = what it takes now (``Decline``)
 
 Fed with time per token, because an answer of a thousand tokens takes longer than one of ten from the same healthy
 provider. A first token takes about as long as ``FIRST_TOKEN`` further ones; counting it keeps short answers from
-looking slow. A provider that stays slow becomes the norm within minutes: the limit guards against a *queue* in the
-provider, while what is too slow at all is for the breaker to say (``slow_call_s``).
+looking slow.
 
-Sources: Gradient2 of Netflix' concurrency-limits (Apache-2.0), after TCP Vegas; the multiplicative decrease of AIMD:
-Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for Congestion Avoidance", 1989.
+The limit guards against a *queue* in the provider, while what is too slow at all is for the breaker to say
+(``slow_call_s``). A queue of ours shortens as we ask less; a provider that is as slow when asked half as much at once
+has changed for reasons of its own: its pace is the norm from then on, and the limit is what it was. Whatever else
+lasts becomes the norm within minutes, or noise could hold a limit down for good.
+
+Sources: Gradient2 of Netflix' concurrency-limits (Apache-2.0), after TCP Vegas, here without its allowance for a queue
+while the limit falls; the multiplicative decrease of AIMD: Chiu and Jain, "Analysis of the Increase and Decrease
+Algorithms for Congestion Avoidance", 1989.
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ import math
 from typing import Final
 
 from serve_app.core.clock import Clock
+from serve_app.core.decline import Decline
 
 FIRST_TOKEN: Final = 32
 """Output tokens that a first token counts for."""
@@ -31,6 +39,8 @@ WINDOW_S: Final = 1.0
 """Least seconds between two changes for the same reason."""
 WINDOW_SAMPLES: Final = 10
 """Least samples in a window."""
+VERDICT_SAMPLES: Final = 50
+"""Answers of calls that began at half the concurrency, for a verdict on whether that made the provider faster."""
 LONG_WEIGHT: Final = 0.02
 """What a window weighs in the long average once there have been 50."""
 TOLERANCE: Final = 1.5
@@ -55,6 +65,7 @@ class AdaptiveLimit:
         self._limit = float(max_limit)
         self._long = 0.0
         self._windows = 0
+        self._decline: Decline | None = None
         self._backed_off_at = -math.inf
         self._since = clock()
         self._sum = 0.0
@@ -81,10 +92,14 @@ class AdaptiveLimit:
         """
         if seconds <= 0 or output_tokens <= 0:
             return
-        self._sum += seconds / (output_tokens + FIRST_TOKEN)
+        now = self._clock()
+        pace = seconds / (output_tokens + FIRST_TOKEN)
+        self._sum += pace
         self._samples += 1
         self._most_running = max(self._most_running, running)
-        if self._samples >= WINDOW_SAMPLES and self._clock() - self._since >= WINDOW_S:
+        if self._decline is not None:
+            self._decline.answered(pace, began_at=now - seconds, now=now, running=running, limit=self.limit)
+        if self._samples >= WINDOW_SAMPLES and now - self._since >= WINDOW_S:
             self._close_window()
 
     def pushed_back(self) -> None:
@@ -93,20 +108,49 @@ class AdaptiveLimit:
         if now - self._backed_off_at >= WINDOW_S:
             self._backed_off_at = now
             self._set(self._limit * BACKOFF)
+            self._decline = None  # no verdict on the pace may take this back
             self._begin()
 
     def _close_window(self) -> None:
         short = self._sum / self._samples
+        is_used = 2 * self._most_running >= self._limit
+        if is_used:
+            self._follow(short)
+        else:
+            self._decline = None
+        self._learn(short)
+        self._begin()
+
+    def _follow(self, short: float) -> None:
+        """Move the limit after a window in which it was in use."""
+        if self._decline is None and self._gradient(short) < 1:
+            self._decline = Decline(min(self._most_running, self.limit), enough=VERDICT_SAMPLES)
+        if self._decline is not None:
+            self._decline.saw(short)
+            if self._decline.is_decided:
+                self._conclude(self._decline, short)
+        gradient = self._gradient(short)
+        if gradient == 1:
+            self._set(self._limit + SMOOTHING * math.sqrt(self._limit))
+            if self._decline is not None and self.limit >= self._decline.running:
+                self._decline = None
+        elif self._decline is None or not self._decline.is_halved:  # else the calls that began since then are to tell
+            self._set(self._limit * (1 - SMOOTHING * (1 - gradient)))
+
+    def _gradient(self, short: float) -> float:
+        return min(1.0, max(0.5, TOLERANCE * self._long / short)) if self._long else 1.0
+
+    def _conclude(self, decline: Decline, short: float) -> None:
+        self._decline = None
+        if not decline.has_helped:
+            self._long = short
+            self._set(decline.running)
+
+    def _learn(self, short: float) -> None:
         self._windows += 1
         self._long += (short - self._long) * max(LONG_WEIGHT, 1 / self._windows)
         if self._long > 2 * short:
             self._long *= 0.95
-        gradient = min(1.0, max(0.5, TOLERANCE * self._long / short))
-        wanted = self._limit * gradient + math.sqrt(self._limit)
-        wanted = self._limit + SMOOTHING * (wanted - self._limit)
-        if wanted < self._limit or 2 * self._most_running >= self._limit:
-            self._set(wanted)
-        self._begin()
 
     def _set(self, limit: float) -> None:
         self._limit = min(float(self._max), max(1.0, limit))

@@ -1,5 +1,11 @@
 """Concurrency that follows the provider's pace per token."""
 
+import heapq
+import math
+import random
+import statistics
+from dataclasses import dataclass, field
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +50,101 @@ def test_a_provider_that_recovers_is_asked_as_before(clock) -> None:
     windows(limit, clock, 10, seconds=10)
     windows(limit, clock, 40, seconds=1)
     assert limit.limit == 64
+
+
+@dataclass
+class Provider:
+    """Is asked as much at once as a limit allows; serves ``a_second``, first come first, each ``base_s`` later."""
+
+    limit: AdaptiveLimit
+    clock: ManualClock
+    base_s: float = 1.0
+    a_second: float = math.inf
+    _free_at: float = 0.0
+    _running: list[tuple[float, float]] = field(default_factory=list)
+
+    def serve(self, seconds: float, most: int = 1000) -> list[int]:
+        """Returns the limit at each answer."""
+        end, limits = self.clock() + seconds, []
+        while self.clock() < end:
+            while len(self._running) < min(most, self.limit.limit):
+                self._free_at = max(self._free_at, self.clock()) + 1 / self.a_second
+                heapq.heappush(self._running, (self._free_at + self.base_s, self.clock()))
+            at, began_at = self._running[0]
+            self.clock.advance(max(0.0, at - self.clock()))
+            self.limit.answered(at - began_at, TOKENS, len(self._running))
+            heapq.heappop(self._running)
+            limits.append(self.limit.limit)
+        return limits
+
+
+@pytest.mark.parametrize("slow_s", [5, 30])
+def test_a_provider_as_slow_when_asked_half_as_much_is_asked_as_before(clock, slow_s) -> None:
+    provider = Provider(AdaptiveLimit(64, clock=clock), clock)
+    provider.serve(60)
+    provider.base_s = slow_s
+    limits = provider.serve(30 * slow_s)
+    assert 16 < min(limits) <= 32
+    assert limits[-1] == 64
+
+
+@pytest.mark.parametrize("a_second", [2.0, 4.0])
+def test_a_provider_that_queues_is_asked_less_while_it_does(clock, a_second) -> None:
+    provider = Provider(AdaptiveLimit(64, clock=clock), clock)
+    provider.serve(60)
+    provider.a_second = a_second
+    provider.serve(60)
+    assert max(provider.serve(60)) < 40
+    provider.a_second = math.inf
+    assert provider.serve(120)[-1] == 64
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.5, 2.0, 4.0])
+def test_a_noisy_provider_gets_nearly_all_that_is_configured(clock, slower) -> None:
+    noise = random.Random(7)
+    limit = AdaptiveLimit(64, clock=clock)
+    allowed = []
+    for number in range(2000):
+        mean = (slower if number >= 500 else 1.0) * noise.lognormvariate(0, 0.2)
+        for _ in range(WINDOW_SAMPLES):
+            clock.advance(0.11)
+            limit.answered(mean * noise.lognormvariate(0, 0.8), TOKENS, limit.limit)
+        allowed.append(limit.limit)
+    assert statistics.mean(allowed) > 0.9 * 64
+    assert statistics.median(allowed[1000:]) > 0.95 * 64
+
+
+@pytest.mark.parametrize("running", [2, 31])
+def test_a_limit_that_is_not_used_is_not_lowered(clock, running) -> None:
+    provider = Provider(AdaptiveLimit(64, clock=clock), clock)
+    provider.serve(60, most=running)
+    provider.base_s = 10
+    assert set(provider.serve(200, most=running)) == {64}
+
+
+def test_a_verdict_on_the_pace_undoes_no_push_back(clock) -> None:
+    provider = Provider(AdaptiveLimit(64, clock=clock), clock)
+    provider.serve(60)
+    provider.base_s = 5
+    provider.serve(40)
+    provider.limit.pushed_back()
+    pushed = provider.limit.limit
+    assert pushed < 30
+    assert max(provider.serve(30)) <= pushed + 10
+
+
+def test_a_decline_that_traffic_left_is_not_judged_by_later_calls(clock) -> None:
+    provider = Provider(AdaptiveLimit(64, clock=clock), clock)
+    provider.serve(60)
+    provider.base_s = 5
+    provider.serve(15)
+    provider.serve(15, most=4)
+    shrunk = provider.limit.limit
+    assert 32 < shrunk < 64
+    provider.serve(60, most=4)
+    assert provider.limit.limit == shrunk
+    provider.serve(10)
+    assert 32 < provider.limit.limit < shrunk
 
 
 def test_longer_answers_at_the_same_pace_change_nothing(clock) -> None:
