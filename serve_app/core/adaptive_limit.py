@@ -1,14 +1,13 @@
 """How many calls a model's replica runs at once: fewer when the provider slows down or says 429, more when it recovers.
 
     sample   = seconds in the provider / (output tokens + FIRST_TOKEN)
-    short    = mean of a window: at least WINDOW_S seconds and WINDOW_SAMPLES samples
+    short    = mean of a window: at least WINDOW_S seconds and WINDOW_SAMPLES samples, or the limit if that is less
     long     = exponential average of the shorts: the norm; pulled down when it is more than twice the short
     gradient = TOLERANCE * long / short, within 0.5..1
-    limit    = limit * (1 - SMOOTHING * (1 - gradient))     if gradient < 1
-               limit + SMOOTHING * sqrt(limit)              otherwise; always within 1..max
+    limit    = (1 - SMOOTHING) * limit + SMOOTHING * (limit * gradient + sqrt(limit)), within 1..max
 
     a window in which less than half of the limit was used leaves the limit as it is
-    a 429 or a timeout: limit * BACKOFF, at most once in WINDOW_S
+    a 429 or a timeout of a call that began since the last one: limit * BACKOFF, at most once in WINDOW_S
     asked half as much at once, and no faster: long = what it takes now (``Decline``)
 
 Fed with time per token, because an answer of a thousand tokens takes longer than one of ten from the same healthy
@@ -17,12 +16,14 @@ looking slow.
 
 The limit guards against a *queue* in the provider, while what is too slow at all is for the breaker to say
 (``slow_call_s``). A queue of ours shortens as we ask less; a provider that is as slow when asked half as much at once
-has changed for reasons of its own: its pace is the norm from then on, and the limit is what it was. Whatever else
-lasts becomes the norm within minutes, or noise could hold a limit down for good.
+has changed for reasons of its own: its pace is the norm from then on, and the limit is what it was before it fell.
+Whatever else lasts becomes the norm within 50 windows, or noise could hold a limit down for good. Each replica judges
+for itself: beside others that ask the same provider and do not ask less in the same seconds, a queue that is theirs as
+well may pass for the provider's own slowness.
 
-Sources: Gradient2 of Netflix' concurrency-limits (Apache-2.0), after TCP Vegas, here without its allowance for a queue
-while the limit falls; the multiplicative decrease of AIMD: Chiu and Jain, "Analysis of the Increase and Decrease
-Algorithms for Congestion Avoidance", 1989.
+Sources: Gradient2 of Netflix' concurrency-limits (Apache-2.0), after TCP Vegas; the multiplicative decrease of AIMD:
+Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for Congestion Avoidance", 1989; one decrease for all
+that was sent before it: RFC 5681.
 """
 
 from __future__ import annotations
@@ -82,69 +83,72 @@ class AdaptiveLimit:
         """Whether the provider, and not the configuration, sets the bound; a small dip is noise."""
         return self.limit < LIMITED * self._max
 
-    def answered(self, seconds: float, output_tokens: int, running: int) -> None:
+    def answered(self, lm_s: float, output_tokens: int, *, running: int, elapsed_s: float) -> None:
         """Learn from an answer.
 
         Args:
-            seconds: spent in the provider.
+            lm_s: seconds spent in the provider.
             output_tokens: what it wrote in that time.
             running: calls that ran at once, this one included.
+            elapsed_s: seconds since the call began.
         """
-        if seconds <= 0 or output_tokens <= 0:
+        if lm_s <= 0 or output_tokens <= 0:
             return
         now = self._clock()
-        pace = seconds / (output_tokens + FIRST_TOKEN)
+        pace = lm_s / (output_tokens + FIRST_TOKEN)
         self._sum += pace
         self._samples += 1
         self._most_running = max(self._most_running, running)
         if self._decline is not None:
-            self._decline.answered(pace, began_at=now - seconds, now=now, running=running, limit=self.limit)
-        if self._samples >= WINDOW_SAMPLES and now - self._since >= WINDOW_S:
+            self._decline.answered(pace, began_at=now - elapsed_s, now=now, running=running, limit=self.limit)
+        if self._samples >= min(WINDOW_SAMPLES, self.limit) and now - self._since >= WINDOW_S:
             self._close_window()
 
-    def pushed_back(self) -> None:
-        """Learn from a 429 or a timeout."""
+    def pushed_back(self, elapsed_s: float) -> None:
+        """Learn from a 429 or a timeout of a call that began ``elapsed_s`` seconds ago.
+
+        Those that began before the last one tell nothing new: they were asked for when more ran at once.
+        """
         now = self._clock()
-        if now - self._backed_off_at >= WINDOW_S:
+        if now - max(elapsed_s, WINDOW_S) >= self._backed_off_at:
             self._backed_off_at = now
             self._set(self._limit * BACKOFF)
             self._decline = None  # no verdict on the pace may take this back
-            self._begin()
 
     def _close_window(self) -> None:
         short = self._sum / self._samples
-        is_used = 2 * self._most_running >= self._limit
-        if is_used:
+        if 2 * self._most_running >= self._limit:
             self._follow(short)
         else:
             self._decline = None
-        self._learn(short)
+        if short <= self._long or self._decline is None or not self._decline.is_halved:
+            self._learn(short)  # else a verdict is near, on whether that is the norm
         self._begin()
 
     def _follow(self, short: float) -> None:
         """Move the limit after a window in which it was in use."""
         if self._decline is None and self._gradient(short) < 1:
-            self._decline = Decline(min(self._most_running, self.limit), enough=VERDICT_SAMPLES)
+            self._decline = Decline(min(self._most_running, self.limit), self._limit, enough=VERDICT_SAMPLES)
         if self._decline is not None:
             self._decline.saw(short)
             if self._decline.is_decided:
-                self._conclude(self._decline, short)
+                self._conclude(self._decline)
         gradient = self._gradient(short)
-        if gradient == 1:
-            self._set(self._limit + SMOOTHING * math.sqrt(self._limit))
-            if self._decline is not None and self.limit >= self._decline.running:
-                self._decline = None
-        elif self._decline is None or not self._decline.is_halved:  # else the calls that began since then are to tell
-            self._set(self._limit * (1 - SMOOTHING * (1 - gradient)))
+        if gradient < 1 and self._decline is not None and self._decline.is_halved:
+            return  # until the calls that began since then tell
+        wanted = self._limit * gradient + math.sqrt(self._limit)
+        self._set(self._limit + SMOOTHING * (wanted - self._limit))
+        if gradient == 1 and self._decline is not None and self._limit >= self._decline.limit:
+            self._decline = None
 
     def _gradient(self, short: float) -> float:
         return min(1.0, max(0.5, TOLERANCE * self._long / short)) if self._long else 1.0
 
-    def _conclude(self, decline: Decline, short: float) -> None:
+    def _conclude(self, decline: Decline) -> None:
         self._decline = None
         if not decline.has_helped:
-            self._long = short
-            self._set(decline.running)
+            self._long = decline.pace
+            self._set(decline.limit)
 
     def _learn(self, short: float) -> None:
         self._windows += 1

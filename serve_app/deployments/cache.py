@@ -180,7 +180,8 @@ class Cache:
         A call that may not ask makes nobody elsewhere wait for it.
         """
         remaining_s = deadline - self._clock()
-        look = self._shared.joined if self._refusal(call, remaining_s) else self._shared.turn
+        refusal = self._refusal(call, remaining_s)
+        look = self._shared.joined if refusal else self._shared.turn
         try:
             async with asyncio.timeout(remaining_s):
                 turn = await look(StoreKey(call.program, call.key), self._newer(call, old))
@@ -193,6 +194,8 @@ class Cache:
                 return self._hit(call, Stored(turn.answer, "redis"), CacheStatus.HIT)
             status = CacheStatus.COALESCED
             return self._share(call, turn.answer.answer(call.id, status=status, tier="", unix_now=unix_now))
+        if refusal:  # also when it has ended meanwhile: to ask takes a lease
+            return self._refuse(call, refusal)
         try:
             return await self._ask_and_keep(call, deadline)
         finally:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from serve_app.adapters.system_stats import node_cpu, node_memory
+from serve_app.adapters.system_stats import ProcessCpu, node_cpu, node_memory
 from serve_app.config import Policy
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport
 from serve_app.core.clock import Clock
@@ -89,7 +89,8 @@ class ControlLink:
         snapshot: the newest one.
         scores: what this replica's answers scored; sent with every report.
         versions: of the programs that this replica runs; sent with every report.
-        node_cpu: share of the machine's CPU that was in use before the last report, 0..1.
+        cpu_in_use: share of the machine's CPU, or of the one core that an event loop can take, that was in use before
+            the last report, 0..1: the larger.
 
     Args:
         handle: of the control plane; ``None`` keeps the default policy and reports to nobody.
@@ -109,7 +110,8 @@ class ControlLink:
         self.snapshot = Snapshot(version=0, policy=Policy())
         self.scores = ScoreTally(self.snapshot.policy.routing.learning.half_life_s, clock=clock)
         self.versions: Mapping[str, str] = {}
-        self.node_cpu = 0.0
+        self.cpu_in_use = 0.0
+        self._process = ProcessCpu(clock=clock)
         self._handle = handle
         self._deployment = deployment
         self._telemetry = telemetry
@@ -262,8 +264,9 @@ class ControlLink:
         )
 
     def _node(self) -> dict[str, float]:
-        self.node_cpu = node_cpu()
-        return {"node_cpu": self.node_cpu, "node_memory": node_memory()}
+        machine = node_cpu()
+        self.cpu_in_use = min(1.0, max(machine, self._process.cores()))
+        return {"node_cpu": machine, "node_memory": node_memory()}
 
     def _note_connection(self, *, is_connected: bool, why: str = "") -> None:
         if is_connected != self._is_connected:

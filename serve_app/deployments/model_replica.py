@@ -108,7 +108,7 @@ class ModelReplica:
                 if program.takes_batches(call.level):
                     answer = await self._batches.run(program, call, scope)
                 else:
-                    if self._link.node_cpu < BUSY:
+                    if self._link.cpu_in_use < BUSY:
                         await self._starts.passed()
                     answer = await program.run(call, self._lm)
             except asyncio.CancelledError:

@@ -64,9 +64,10 @@ class Slots:
             return
         is_stuck = outcome is Outcome.TIMEOUT and seconds >= FAIR_TIME * self.queue.service_s
         if is_stuck or outcome is Outcome.RATE_LIMITED:
-            self._limit.pushed_back()
+            self._limit.pushed_back(seconds)
         else:
-            self._limit.answered(scope.lm_s, scope.usage.output_tokens, self.queue.running)
+            tokens = scope.usage.output_tokens
+            self._limit.answered(scope.lm_s, tokens, running=self.queue.running, elapsed_s=seconds)
         if self.queue.slots != self._limit.limit:
             self.queue.resize(self._limit.limit)
 

@@ -3,8 +3,8 @@
 The first step of a program (its prompt, its request) takes a millisecond of CPU, and only a later turn of the loop puts
 the request on the wire. Begun in one turn, the first of 32 requests would leave after the last one's step; their
 answers would come back together, and the whole batch would go on as a wave in which every part of the system waits for
-every other. A wave is cheaper, though, for its messages are shared: a machine that is ``BUSY`` has no use for
-a turnstile.
+every other. A wave is cheaper, though, for its messages are shared: a machine, or a loop, that is ``BUSY`` has no use
+for a turnstile.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections import deque
 from typing import Final
 
 BUSY: Final = 0.75
-"""Share of the machine's CPU from which on throughput counts for more than moving out of step."""
+"""Share of the CPU, the machine's or the loop's one core, from which on throughput counts for more than moving out of
+step."""
 
 
 class Turnstile:

@@ -4,7 +4,7 @@ import psutil
 import pytest
 
 from serve_app.adapters import system_stats
-from serve_app.adapters.system_stats import Machine
+from serve_app.adapters.system_stats import Machine, ProcessCpu
 from serve_app.core.clock import ManualClock
 
 MIB = 2**20
@@ -35,6 +35,23 @@ def test_memory_of_the_process_is_in_mebibytes() -> None:
 def test_the_readings_of_this_machine_are_shares() -> None:
     assert 0 < system_stats.node_memory() <= 1
     assert 0 <= system_stats.node_cpu() <= 1
+
+
+def test_cores_of_the_process_are_counted_since_the_last_reading() -> None:
+    clock, cpu_clock = ManualClock(), ManualClock()
+    process = ProcessCpu(clock=clock, cpu_clock=cpu_clock)
+    assert process.cores() == 0.0
+    clock.advance(2)
+    cpu_clock.advance(1)
+    assert process.cores() == pytest.approx(0.5)
+    clock.advance(1)
+    assert process.cores() == 0.0
+
+
+def test_a_process_that_works_takes_cores() -> None:
+    process = ProcessCpu()
+    sum(range(2_000_000))
+    assert process.cores() > 0
 
 
 def test_without_a_container_they_are_the_nodes(tmp_path, node) -> None:

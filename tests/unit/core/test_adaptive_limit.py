@@ -26,7 +26,7 @@ def windows(limit: AdaptiveLimit, clock: ManualClock, count: int, seconds: float
     for _ in range(count):
         for _ in range(WINDOW_SAMPLES):
             clock.advance(0.11)
-            limit.answered(seconds, tokens, limit.limit)
+            limit.answered(seconds, tokens, running=limit.limit, elapsed_s=seconds)
 
 
 def test_a_steady_provider_is_given_all_that_is_configured(clock) -> None:
@@ -72,7 +72,7 @@ class Provider:
                 heapq.heappush(self._running, (self._free_at + self.base_s, self.clock()))
             at, began_at = self._running[0]
             self.clock.advance(max(0.0, at - self.clock()))
-            self.limit.answered(at - began_at, TOKENS, len(self._running))
+            self.limit.answered(at - began_at, TOKENS, running=len(self._running), elapsed_s=at - began_at)
             heapq.heappop(self._running)
             limits.append(self.limit.limit)
         return limits
@@ -108,7 +108,8 @@ def test_a_noisy_provider_gets_nearly_all_that_is_configured(clock, slower) -> N
         mean = (slower if number >= 500 else 1.0) * noise.lognormvariate(0, 0.2)
         for _ in range(WINDOW_SAMPLES):
             clock.advance(0.11)
-            limit.answered(mean * noise.lognormvariate(0, 0.8), TOKENS, limit.limit)
+            seconds = mean * noise.lognormvariate(0, 0.8)
+            limit.answered(seconds, TOKENS, running=limit.limit, elapsed_s=seconds)
         allowed.append(limit.limit)
     assert statistics.mean(allowed) > 0.9 * 64
     assert statistics.median(allowed[1000:]) > 0.95 * 64
@@ -127,9 +128,9 @@ def test_a_verdict_on_the_pace_undoes_no_push_back(clock) -> None:
     provider.serve(60)
     provider.base_s = 5
     provider.serve(40)
-    provider.limit.pushed_back()
+    provider.limit.pushed_back(0.1)
     pushed = provider.limit.limit
-    assert pushed < 30
+    assert pushed <= 30
     assert max(provider.serve(30)) <= pushed + 10
 
 
@@ -165,17 +166,17 @@ def test_noise_within_the_tolerance_changes_nothing(clock) -> None:
 def test_pushing_back_shrinks_it_once_in_a_window(clock, times) -> None:
     limit = AdaptiveLimit(64, clock=clock)
     for _ in range(times):
-        limit.pushed_back()
+        limit.pushed_back(0.1)
     assert limit.limit == int(64 * BACKOFF)
     clock.advance(1)
-    limit.pushed_back()
+    limit.pushed_back(0.1)
     assert limit.limit == int(64 * BACKOFF * BACKOFF)
 
 
 def test_it_never_falls_below_one_and_finds_its_way_back(clock) -> None:
     limit = AdaptiveLimit(64, clock=clock)
     for _ in range(100):
-        limit.pushed_back()
+        limit.pushed_back(0.1)
         clock.advance(1)
     assert limit.limit == 1
     windows(limit, clock, 200, seconds=1)
@@ -184,22 +185,70 @@ def test_it_never_falls_below_one_and_finds_its_way_back(clock) -> None:
 
 def test_a_limit_that_is_not_used_is_not_raised(clock) -> None:
     limit = AdaptiveLimit(64, clock=clock)
-    limit.pushed_back()
+    limit.pushed_back(0.1)
     before = limit.limit
     for _ in range(500):
         clock.advance(0.11)
-        limit.answered(1, TOKENS, running=2)
+        limit.answered(1, TOKENS, running=2, elapsed_s=1)
     assert limit.limit == before
 
 
 def test_attempts_without_an_answer_say_nothing(clock) -> None:
     limit = AdaptiveLimit(64, clock=clock)
-    limit.pushed_back()
+    limit.pushed_back(0.1)
     before = limit.limit
     for _ in range(500):
         clock.advance(0.11)
-        limit.answered(0.0, 0, running=60)
+        limit.answered(0.0, 0, running=60, elapsed_s=1)
     assert limit.limit == before
+
+
+@pytest.mark.parametrize("slower", [1.0, 2.0, 4.0])
+def test_from_one_call_at_once_it_finds_its_way_back_to_a_provider_that_became_slower(clock, slower) -> None:
+    provider = Provider(AdaptiveLimit(64, clock=clock), clock)
+    provider.serve(60)
+    for _ in range(100):
+        provider.limit.pushed_back(0.1)
+        clock.advance(1)
+    assert provider.limit.limit == 1
+    provider.base_s = slower
+    assert provider.serve(600)[-1] == 64
+
+
+def test_of_calls_that_hung_together_only_the_first_says_something(clock) -> None:
+    limit = AdaptiveLimit(64, clock=clock)
+    for _ in range(64):
+        limit.pushed_back(60)
+        clock.advance(0.3)
+    assert limit.limit == int(64 * BACKOFF)
+    clock.advance(60)
+    limit.pushed_back(60)
+    assert limit.limit == int(64 * BACKOFF * BACKOFF)
+
+
+def test_a_push_back_leaves_the_window_that_is_open(clock) -> None:
+    """Else long answers beside a 429 every ten seconds would close none, and only ever lower the limit."""
+    limit = AdaptiveLimit(64, clock=clock)
+    for _ in range(5):
+        limit.pushed_back(0.1)
+        clock.advance(1)
+    for _ in range(WINDOW_SAMPLES - 1):
+        clock.advance(0.2)
+        limit.answered(1, TOKENS, running=limit.limit, elapsed_s=1)
+    limit.pushed_back(0.1)
+    pushed = limit.limit
+    limit.answered(1, TOKENS, running=limit.limit, elapsed_s=1)
+    assert limit._limit > pushed + 0.5
+
+
+@pytest.mark.parametrize("running", [50, 64])
+def test_after_a_slowness_that_was_no_queue_the_limit_is_what_it_was(clock, running) -> None:
+    provider = Provider(AdaptiveLimit(64, clock=clock), clock)
+    provider.serve(60, most=running)
+    provider.base_s = 4
+    limits = provider.serve(180, most=running)
+    assert min(limits) <= running // 2
+    assert max(limits[limits.index(min(limits)) :]) == 64
 
 
 @given(
@@ -212,7 +261,7 @@ def test_it_stays_within_its_bounds_whatever_happens(maximum, events) -> None:
     for event in events:
         clock.advance(0.3)
         if event is None:
-            limit.pushed_back()
+            limit.pushed_back(0.1)
         else:
-            limit.answered(*event, running=maximum)
+            limit.answered(*event, running=maximum, elapsed_s=event[0])
         assert 1 <= limit.limit <= maximum

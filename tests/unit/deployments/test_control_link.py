@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from ray.exceptions import RayActorError
 
+from serve_app.adapters.system_stats import ProcessCpu
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import Policy
 from serve_app.deployments import control_link
@@ -118,12 +119,17 @@ async def test_the_last_report_waits_for_no_control_plane_that_is_gone(monkeypat
     await asyncio.wait_for(link.aclose(), 5)
 
 
-async def test_what_it_read_of_the_machine_is_known_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cores", "in_use"), [(0.2, 0.625), (0.7, 0.7), (1.3, 1.0)])
+async def test_what_is_in_use_of_the_machine_or_of_its_own_core_is_known_here_too(
+    monkeypatch: pytest.MonkeyPatch, cores: float, in_use: float
+) -> None:
     monkeypatch.setattr(control_link, "node_cpu", lambda: 0.625)
+    monkeypatch.setattr(ProcessCpu, "cores", lambda _: cores)
     control = FakeControl(Snapshot(1, Policy()))
     link = ControlLink(control, "Model-small", Telemetry())
-    assert link.node_cpu == 0
+    assert link.cpu_in_use == 0
     link.start()
     await until(lambda: control.reports)
     link.stop()
-    assert link.node_cpu == control.reports[0].gauges["node_cpu"] == 0.625
+    assert link.cpu_in_use == in_use
+    assert control.reports[0].gauges["node_cpu"] == 0.625

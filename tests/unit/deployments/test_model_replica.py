@@ -212,7 +212,7 @@ async def test_the_callers_token_limit_reaches_the_engine() -> None:
     assert sorted(program.limits, key=str) == [7, None]
 
 
-async def begun_together(calls: int, *, node_cpu: float) -> list[int]:
+async def begun_together(calls: int, *, cpu_in_use: float) -> list[int]:
     """How many others had begun when each call's program had its second turn of the loop."""
     begun, seen = [], []
 
@@ -222,15 +222,15 @@ async def begun_together(calls: int, *, node_cpu: float) -> list[int]:
         seen.append(len(begun))
 
     made, _ = replica(act, slots=calls)
-    made._link.node_cpu = node_cpu
+    made._link.cpu_in_use = cpu_in_use
     await run_all(made, *(call(number) for number in range(calls)))
     return seen
 
 
 async def test_programs_of_a_batch_begin_one_after_the_other() -> None:
     """So that the first one's request is sent before the last one's prompt is written."""
-    assert (await begun_together(8, node_cpu=0.2))[0] <= 2
+    assert (await begun_together(8, cpu_in_use=0.2))[0] <= 2
 
 
 async def test_on_a_busy_machine_they_begin_together() -> None:
-    assert await begun_together(8, node_cpu=0.9) == [8] * 8
+    assert await begun_together(8, cpu_in_use=0.9) == [8] * 8

@@ -333,3 +333,20 @@ async def test_a_call_without_room_is_refused_when_what_it_waited_for_fails(repl
     assert (await first)["c1"].error is not None
     assert type((await other)["c1"].error) is Overloaded
     assert model.calls == 1
+
+
+async def test_a_call_that_was_refused_asks_without_a_lease_no_later_either(replicas, model, client) -> None:
+    """A refusal holds for milliseconds, the look at what others make for longer."""
+    model.fails = [True]
+    first = asking(replicas[0], call(1))
+    await until(lambda: holds_lease(client))
+    busy = Result("c0", error=Overloaded("every model of the route is too busy", 0.4))
+    replicas[1]._refusals.note(call(1), 20.0, busy)
+    other = asking(replicas[1], call(1))
+    await until(lambda: follows(replicas[1]))
+    await asyncio.sleep(0.06)
+    assert replicas[1]._refusals.find(call(1), 1.0) is None
+    model.gate.set()
+    assert (await first)["c1"].error is not None
+    assert type((await other)["c1"].error) is Overloaded
+    assert model.calls == 1
