@@ -19,7 +19,8 @@ from serve_app.adapters.embedded_redis import EmbeddedRedis
 from serve_app.errors import ConfigError
 
 PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 from serve_app.adapters.embedded_redis import EmbeddedRedis
 server = EmbeddedRedis(max_memory="16mb")
 server.start()
