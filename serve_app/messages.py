@@ -193,6 +193,7 @@ class Call:
         journal: what earlier attempts at this call finished; the next one goes on from there.
         trace: the span that this call is part of; ``None`` when nobody traces it.
         shed: what it is told in place of asking a model: the ingress has no room for it, yet a cache may know.
+        together: whether its program answers many calls at once, which is worth more than an even load.
     """
 
     id: str
@@ -210,6 +211,7 @@ class Call:
     journal: tuple[Step, ...] = ()
     trace: TraceContext | None = None
     shed: Refusal | None = None
+    together: bool = False
 
     def key_at(self, level: Level) -> str:
         """Key of an answer of that level to this call; ``""`` when it is not known."""
@@ -447,12 +449,20 @@ class ModelLoad:
         running: calls that ran.
         waiting: calls that waited for a slot, by priority, best first.
         service_s: seconds that a served call takes.
+        replicas: how many reported.
     """
 
     slots: float = 0.0
     running: float = 0.0
     waiting: tuple[float, ...] = (0.0, 0.0, 0.0)
     service_s: float = 0.0
+    replicas: int = 0
+
+    @property
+    def spread(self) -> int:
+        """Replicas among which calls that come together are divided: one, until half of all slots are taken."""
+        is_scarce = 0 < self.slots <= 2 * (self.running + sum(self.waiting))
+        return max(1, self.replicas) if is_scarce else 1
 
     def waiting_before(self, priority: Priority) -> float:
         """Waiting calls that go before a new one of this priority."""

@@ -35,4 +35,5 @@ def load_of(replicas: Iterable[Mapping[str, float]]) -> ModelLoad:
         running=sum(gauges["running"] for gauges in known),
         waiting=tuple(sum(gauges[name] for gauges in known) for name in WAITING),
         service_s=sum(gauges["service_s"] * gauges[SLOTS] for gauges in timed) / timed_slots if timed_slots else 0.0,
+        replicas=len(known),
     )

@@ -211,6 +211,7 @@ class Ingress:
             level_keys=keys if len(keys) > 1 else (),
             freshness=freshness,
             trace=current_trace(),
+            together=known.takes_batches(level),
         )
 
     def _keys(self, program: Program, level: Level, inputs: Mapping[str, Any], options: Options) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,12 +23,17 @@ class Lane:
     """Turns single questions to a stage into batches: what is asked in one turn of the loop travels together.
 
     What goes to another process waits a moment longer where company is to be expected (``serve_app.core.linger``).
+    Ray balances batches, whatever their size, so where several replicas have few slots left a batch is divided.
 
     Args:
         stage: who answers.
         resubmit: ask once more for what a lost replica left unanswered.
         sent: told the size of each batch.
         max_batch_size: most calls of one batch; an attribute that may be changed at any time.
+
+    Attributes:
+        spread: batches that calls become which leave in one turn, if there are as many; may be changed at any time.
+            Calls of programs that answer many at once stay together.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class Lane:
         max_batch_size: int = MAX_BATCH,
     ) -> None:
         self.max_batch_size = max_batch_size
+        self.spread = 1
         self._stage = stage
         self._resubmit = resubmit
         self._sent = sent
@@ -74,8 +81,16 @@ class Lane:
     def _flush(self) -> None:
         waiting, self._next, self._due = self._next, [], None
         waiting = [(call, future) for call, future in waiting if not future.done()]
-        for at in range(0, len(waiting), self.max_batch_size):
-            self._send(waiting[at : at + self.max_batch_size])
+        if self.spread == 1:
+            self._send_all(waiting, self.max_batch_size)
+            return
+        apart = [each for each in waiting if not each[0].together]
+        self._send_all([each for each in waiting if each[0].together], self.max_batch_size)
+        self._send_all(apart, min(self.max_batch_size, math.ceil(len(apart) / self.spread)))
+
+    def _send_all(self, waiting: list[tuple[Call, asyncio.Future[Result]]], size: int) -> None:
+        for at in range(0, len(waiting), size or 1):
+            self._send(waiting[at : at + size])
 
     def _send(self, batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
         futures = {call.id: future for call, future in batch}

@@ -237,13 +237,16 @@ class Router:
         remaining_s = journey.deadline - started
         timeout_s = self._timeout_s(journey, model, 1 + journey.plan.attempts_left)
         call = replace(journey.call, model=model, remaining_s=timeout_s, journal=journey.journal)
+        lane = self._lanes[model]
+        if load := self._link.snapshot.loads.get(model):
+            lane.spread = load.spread
         try:
             async with asyncio.timeout(min(timeout_s + REPLY_GRACE_S, remaining_s)):
                 with self._sent[model]:
-                    result = await self._lanes[model].ask(call)
+                    result = await lane.ask(call)
                     if _was_lost(result) and not journey.plan.models:  # nobody else to ask: another of its replicas
                         left_s = timeout_s - (self._clock() - started)
-                        result = await self._lanes[model].ask(replace(call, remaining_s=left_s))
+                        result = await lane.ask(replace(call, remaining_s=left_s))
         except TimeoutError:
             result = Result(call.id, error=UpstreamError(f"{model} did not answer in time", outcome=Outcome.TIMEOUT))
         except asyncio.CancelledError:

@@ -207,7 +207,7 @@ def replica(source: str, running: float, waiting: float, service_s: float) -> Re
 async def test_the_load_of_a_model_is_the_sum_of_its_replicas(plane) -> None:
     await plane.exchange(replica("a", running=2, waiting=3, service_s=1.0))
     snapshot = await plane.exchange(replica("b", running=1, waiting=0, service_s=3.0))
-    assert snapshot.loads["large"] == ModelLoad(slots=4, running=3, waiting=(2, 3, 4), service_s=2.0)
+    assert snapshot.loads["large"] == ModelLoad(slots=4, running=3, waiting=(2, 3, 4), service_s=2.0, replicas=2)
     assert snapshot.loads["small"] == ModelLoad()
 
 

@@ -1,8 +1,10 @@
 """Calls on their way to another process share messages, and nobody who is alone waits."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from deployment_fakes import FakeHandle, FakeStage, call, ok, settle
 
 from serve_app.deployments.lane import Lane
@@ -106,3 +108,33 @@ async def test_a_batch_of_one_is_full_at_once() -> None:
     assert [len(batch) for batch in stage.batches] == [1, 1]
     for each in asked:
         each.cancel()
+
+
+@pytest.mark.parametrize(
+    ("spread", "calls", "sizes"),
+    [(1, 8, [8]), (4, 8, [2, 2, 2, 2]), (4, 3, [1, 1, 1]), (3, 8, [3, 3, 2]), (2, 90, [40, 40, 10])],
+)
+async def test_a_batch_is_divided_among_replicas(spread, calls, sizes) -> None:
+    stage = FakeStage()
+    lane = Lane(stage, max_batch_size=40)
+    lane.spread = spread
+    results = await asyncio.gather(*lane.ask_all([call(number) for number in range(calls)]))
+    assert [len(batch) for batch in stage.batches] == sizes
+    assert [result.id for result in results] == [f"c{number}" for number in range(calls)]
+
+
+async def test_calls_of_a_program_that_answers_many_at_once_stay_together() -> None:
+    stage = FakeStage()
+    lane = Lane(stage)
+    lane.spread = 4
+    calls = [replace(call(number), together=number % 2 == 0) for number in range(8)]
+    await asyncio.gather(*lane.ask_all(calls))
+    assert [[each.id for each in batch] for batch in stage.batches] == [
+        ["c0", "c2", "c4", "c6"],
+        ["c1"],
+        ["c3"],
+        ["c5"],
+        ["c7"],
+    ]
+    await lane.ask(replace(call(9), together=True))
+    assert len(stage.batches[-1]) == 1

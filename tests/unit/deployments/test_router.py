@@ -315,6 +315,24 @@ def under_load(bench: Bench, **loads: ModelLoad) -> None:
     bench.link.snapshot = replace(bench.link.snapshot, loads=loads)
 
 
+@pytest.mark.parametrize(
+    ("load", "spread"),
+    [
+        (ModelLoad(), 1),
+        (ModelLoad(slots=32, running=15, replicas=4), 1),
+        (ModelLoad(slots=32, running=16, replicas=4), 4),
+        (ModelLoad(slots=32, running=8, waiting=(0, 8, 0), replicas=4), 4),
+        (ModelLoad(slots=8, running=8, replicas=1), 1),
+        (ModelLoad(slots=8, running=8), 1),
+    ],
+)
+async def test_calls_are_divided_among_a_models_replicas_where_slots_are_scarce(load, spread) -> None:
+    bench = Bench()
+    under_load(bench, large=load)
+    assert (await bench.ask(options=replace(HARD, model="large"))).error is None
+    assert bench.router._lanes["large"].spread == spread
+
+
 async def test_a_model_whose_queue_is_too_long_for_the_call_is_left_out() -> None:
     bench = Bench()
     under_load(bench, large=QUEUED)
