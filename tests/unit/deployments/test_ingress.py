@@ -319,6 +319,15 @@ async def test_a_full_answer_serves_the_same_call_under_pressure_and_a_degraded_
     assert (again["meta"]["cache"], again["meta"]["level"]) == ("miss", "full")
 
 
+@pytest.mark.parametrize("batches", [True, False])
+async def test_a_call_says_whether_its_program_answers_many_at_once(monkeypatch, batches) -> None:
+    bench = Bench()
+    known = bench.ingress.programs["ask"]
+    monkeypatch.setattr(known, "takes_batches", lambda level: batches and level is Level.FULL)
+    await bench.ask()
+    assert [asked.together for asked in bench.stage.calls] == [batches]
+
+
 @pytest.mark.parametrize(
     ("level", "stale_if_error_s", "count"),
     [(Level.FULL, 0, 0), (Level.DEGRADED, 0, 2), (Level.MINIMAL, 0, 3), (Level.FULL, 60, 3), (Level.DEGRADED, 60, 3)],
