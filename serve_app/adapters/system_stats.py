@@ -25,26 +25,10 @@ def process_memory_mb() -> float:
     return resident / 2**20
 
 
-class ProcessCpu:
-    """The CPU time that this process takes.
-
-    Args:
-        clock: monotonic seconds.
-        cpu_clock: seconds of CPU that the process took.
-    """
-
-    def __init__(
-        self, *, clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.process_time
-    ) -> None:
-        self._clock = clock
-        self._cpu_clock = cpu_clock
-        self._before = clock(), cpu_clock()
-
-    def cores(self) -> float:
-        """Cores in use since the last call, or since this was made; an event loop can take one."""
-        (at, used_s), self._before = self._before, (self._clock(), self._cpu_clock())
-        now, now_used_s = self._before
-        return (now_used_s - used_s) / (now - at) if now > at else 0.0
+def process_cpu() -> float:
+    """Cores that this process used since the last call, 0 at the first; an event loop can take one."""
+    percent: float = _PROCESS.cpu_percent(interval=None)
+    return percent / 100
 
 
 class Machine:

@@ -39,7 +39,7 @@ FIRST_TOKEN: Final = 32
 WINDOW_S: Final = 1.0
 """Least seconds between two changes for the same reason."""
 WINDOW_SAMPLES: Final = 10
-"""Least samples in a window."""
+"""Least samples in a window; at a lower limit, as many as that."""
 VERDICT_SAMPLES: Final = 50
 """Answers of calls that began at half the concurrency, for a verdict on whether that made the provider faster."""
 LONG_WEIGHT: Final = 0.02

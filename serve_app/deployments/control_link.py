@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from serve_app.adapters.system_stats import ProcessCpu, node_cpu, node_memory
+from serve_app.adapters.system_stats import node_cpu, node_memory, process_cpu
 from serve_app.config import Policy
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport
 from serve_app.core.clock import Clock
@@ -111,7 +111,6 @@ class ControlLink:
         self.scores = ScoreTally(self.snapshot.policy.routing.learning.half_life_s, clock=clock)
         self.versions: Mapping[str, str] = {}
         self.cpu_in_use = 0.0
-        self._process = ProcessCpu(clock=clock)
         self._handle = handle
         self._deployment = deployment
         self._telemetry = telemetry
@@ -265,7 +264,7 @@ class ControlLink:
 
     def _node(self) -> dict[str, float]:
         machine = node_cpu()
-        self.cpu_in_use = min(1.0, max(machine, self._process.cores()))
+        self.cpu_in_use = min(1.0, max(machine, process_cpu()))
         return {"node_cpu": machine, "node_memory": node_memory()}
 
     def _note_connection(self, *, is_connected: bool, why: str = "") -> None:

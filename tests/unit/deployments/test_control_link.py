@@ -5,7 +5,6 @@ import asyncio
 import pytest
 from ray.exceptions import RayActorError
 
-from serve_app.adapters.system_stats import ProcessCpu
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import Policy
 from serve_app.deployments import control_link
@@ -124,7 +123,7 @@ async def test_what_is_in_use_of_the_machine_or_of_its_own_core_is_known_here_to
     monkeypatch: pytest.MonkeyPatch, cores: float, in_use: float
 ) -> None:
     monkeypatch.setattr(control_link, "node_cpu", lambda: 0.625)
-    monkeypatch.setattr(ProcessCpu, "cores", lambda _: cores)
+    monkeypatch.setattr(control_link, "process_cpu", lambda: cores)
     control = FakeControl(Snapshot(1, Policy()))
     link = ControlLink(control, "Model-small", Telemetry())
     assert link.cpu_in_use == 0
