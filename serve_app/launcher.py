@@ -56,6 +56,7 @@ _DEFAULTS: Final = {
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR": "0.1",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "12",
@@ -66,7 +67,8 @@ _DEFAULTS: Final = {
 
 The draining period is the time in which a load balancer learns that an ingress goes away: 30 s in Ray, for any that
 there are. HAProxy on this machine needs a fraction of a second, and a run should not take half a minute to end.
-The controller looks ten times a second by default, for which it takes a tenth of a small machine's core. Ray's metrics
+The controller looks ten times a second by default, for which it takes a tenth of a small machine's core, and each
+replica and handle tells Ray's metrics as often what changed. Ray's metrics
 of HAProxy are a log line a request that a process reads in Python; ``/metrics`` counts the same calls.
 Three failed connections in a row make an ingress dead to HAProxy by default, and its calls go through Ray's own proxy,
 to the same ingress: one that is only busy gets twice the work. So do two health checks in a row without an answer

@@ -1,4 +1,4 @@
-"""A replica's line to the control plane: report out, snapshot in, a few times a second.
+"""A replica's line to the control plane: report out, snapshot in, four times a second; less often with nothing to say.
 
 Never on the request's path. While the control plane is away, the last snapshot stays in force and what could
 not be reported waits, bounded, for the next exchange.
@@ -24,7 +24,7 @@ from serve_app.core.breaker_messages import BreakerReply, BreakerReport
 from serve_app.core.clock import Clock
 from serve_app.core.score_tally import ScoreTally
 from serve_app.errors import SwitchyardError
-from serve_app.messages import AnsweredCall, Attempt, Outcome, OutcomeCount, Report, Snapshot
+from serve_app.messages import AnsweredCall, Attempt, BreakerState, Outcome, OutcomeCount, Report, Snapshot
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("switchyard.control_link")
 
 EXCHANGE_INTERVAL_S = 0.25
+QUIET_INTERVALS = 3
+"""After how many intervals a replica exchanges that has nothing to say. It costs 5 ms of CPU on either side."""
 EXCHANGE_TIMEOUT_S = 2.0
 LAST_REPORT_S = 0.5
 """Seconds that the last report may take: a replica that ends, ends soon, also together with the control plane."""
@@ -58,6 +60,9 @@ class _Pending:
     waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     denials: dict[str, str] = field(default_factory=dict)
     answered: deque[AnsweredCall] = field(default_factory=lambda: deque(maxlen=MAX_ANSWERED))
+
+    def __bool__(self) -> bool:
+        return bool(self.outcomes or self.calls or self.waits_s or self.denials or self.answered)
 
     def add(self, outcome: OutcomeCount) -> None:
         key = (outcome.model, outcome.outcome)
@@ -116,6 +121,7 @@ class ControlLink:
         self._telemetry = telemetry
         self._pending = _Pending()
         self._gauges: list[Callable[[], Mapping[str, float]]] = []
+        self._told: Mapping[str, float] = {}
         self._read_breakers: Callable[[], Mapping[str, BreakerReport]] = dict
         self._apply_breakers: Callable[[Mapping[str, BreakerReply]], None] = _ignore
         self._listeners: list[Callable[[Snapshot], None]] = []
@@ -220,7 +226,21 @@ class ControlLink:
                 await self._exchange()
             except (RayError, RayServeException, TimeoutError) as error:
                 self._note_connection(is_connected=False, why=type(error).__name__)
-            await asyncio.sleep(EXCHANGE_INTERVAL_S)
+            for _ in range(QUIET_INTERVALS):
+                await asyncio.sleep(EXCHANGE_INTERVAL_S)
+                if self._has_news():
+                    break
+
+    def _has_news(self) -> bool:
+        """Whether waiting for the next exchange would keep anything from anybody.
+
+        A breaker that is not closed has a clock of its own, and probes to be asked for and handed out.
+        """
+        is_routine = all(reply.known.state is BreakerState.CLOSED for reply in self.snapshot.breakers.values())
+        return not (is_routine and self._is_connected) or bool(self._pending) or self._read_gauges() != self._told
+
+    def _read_gauges(self) -> dict[str, float]:
+        return {name: value for read in self._gauges for name, value in read().items()}
 
     async def _exchange(self) -> None:
         sent, self._pending = self._pending, _Pending()
@@ -242,6 +262,7 @@ class ControlLink:
                 listener(snapshot)
 
     def _report(self, pending: _Pending) -> Report:
+        self._told = self._read_gauges()
         return Report(
             self.source,
             self._deployment,
@@ -252,7 +273,7 @@ class ControlLink:
             tuple(pending.waits_s),
             pending.denials,
             self._read_breakers(),
-            {name: value for read in (self._node, *self._gauges) for name, value in read().items()},
+            {**self._node(), **self._told},
             self._telemetry.samples(),
             self.snapshot.level,
             self.snapshot.orders,

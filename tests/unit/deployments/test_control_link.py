@@ -7,9 +7,10 @@ from ray.exceptions import RayActorError
 
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import Policy
+from serve_app.core.breaker_messages import BreakerReply, BreakerSnapshot
 from serve_app.deployments import control_link
 from serve_app.deployments.control_link import ControlLink
-from serve_app.messages import Attempt, Outcome, Snapshot
+from serve_app.messages import AnsweredCall, Attempt, BreakerState, Level, Origin, Outcome, Snapshot
 
 
 class FakeControl:
@@ -67,6 +68,71 @@ async def test_what_could_not_be_reported_is_reported_later() -> None:
     assert [(count.count, count.total_latency_s) for count in sent.outcomes] == [(2, 0.75)]
     assert (sent.calls, sent.failed_calls, sent.latencies_s) == (1, 1, (0.5,))
     assert control.reports[3].outcomes == ()
+
+
+def settled(state: BreakerState) -> Snapshot:
+    """A snapshot whose one breaker is in that state."""
+    return Snapshot(1, Policy(), breakers={"large": BreakerReply(1, BreakerSnapshot(state, 1))})
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens, in order: ``interval`` for each that the link waits."""
+    happened: list[str] = []
+    sleep = asyncio.sleep
+
+    async def interval(seconds: float) -> None:
+        if seconds == control_link.EXCHANGE_INTERVAL_S:
+            happened.append("interval")
+        await sleep(0)
+
+    monkeypatch.setattr(control_link, "EXCHANGE_INTERVAL_S", 0.25)
+    monkeypatch.setattr(control_link.asyncio, "sleep", interval)
+    return happened
+
+
+async def waited(link: ControlLink, turns: list[str], reply: Snapshot | Exception, then=lambda: None) -> int:
+    """Intervals between the exchange that ``reply`` answers and the next, after ``then`` in the first interval."""
+    control: FakeControl = link._handle  # type: ignore[assignment]
+    control.replies = [reply]
+    link.start()
+    await until(lambda: turns)
+    then()
+    await until(lambda: len(control.reports) == 2)
+    link.stop()
+    return len(turns)
+
+
+async def test_a_replica_with_nothing_to_say_exchanges_less_often(turns) -> None:
+    link = ControlLink(FakeControl(), "Cache", Telemetry())
+    link.add_gauges(lambda: {"queue_depth": 1.0})
+    assert await waited(link, turns, settled(BreakerState.CLOSED)) == control_link.QUIET_INTERVALS
+
+
+@pytest.mark.parametrize("state", [BreakerState.OPEN, BreakerState.HALF_OPEN])
+async def test_a_router_with_a_breaker_that_is_not_closed_exchanges_at_once(turns, state) -> None:
+    assert await waited(ControlLink(FakeControl(), "Router", Telemetry()), turns, settled(state)) == 1
+
+
+async def test_a_replica_without_a_control_plane_looks_for_it_at_once(turns) -> None:
+    assert await waited(ControlLink(FakeControl(), "Router", Telemetry()), turns, RayActorError()) == 1
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda link: link.attempt_finished(Attempt("large", Outcome.OK, 0.5)),
+        lambda link: link.call_finished(0.5, failed=False),
+        lambda link: link.call_answered(AnsweredCall("r1", "c1", Origin("triage", "v1", "small", Level.FULL))),
+        lambda link: link.waited(0.1),
+        lambda link: link.denied("large", "no key"),
+        lambda link: link.add_gauges(lambda: {"queue_depth": 1.0}),
+    ],
+    ids=["attempt", "call", "answer", "wait", "denial", "gauge"],
+)
+async def test_a_replica_with_news_tells_them_at_once(turns, happens) -> None:
+    link = ControlLink(FakeControl(), "Router", Telemetry())
+    assert await waited(link, turns, settled(BreakerState.CLOSED), lambda: happens(link)) <= 2
 
 
 async def test_while_the_control_plane_is_away_the_last_snapshot_holds() -> None:
