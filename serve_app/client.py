@@ -183,7 +183,12 @@ def connect(application: str = "switchyard", *, address: str | None = None) -> C
     try:
         if not ray.is_initialized():
             ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
-        return Client(serve.get_app_handle(application))
+        handle = serve.get_app_handle(application)
+        if not handle.is_initialized:  # Ray keeps handles: this one may have been connected before
+            # In the fast mode of Ray Serve, which a job inherits from its cluster, a handle belongs by default to the
+            # event loop that uses it first: it is of no use without one, and none when that one has ended.
+            handle._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call] # noqa: SLF001 - no other way
+        return Client(handle)
     except (ConnectionError, RayServeException) as error:
         raise NoRoute(f"cannot reach the application {application!r}: {error}") from error
 

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 class PredictBatches:
     """For ``ray.data.Dataset.map_batches``: every row is a call, and its outputs become columns beside its own.
 
-    ``dataset.map_batches(PredictBatches, fn_constructor_args=("triage", ["ticket"], ["category"]), concurrency=2)``
+        tickets.map_batches(
+            PredictBatches,
+            fn_constructor_args=("triage", ["ticket"], ["category"]),
+            compute=ray.data.ActorPoolStrategy(size=2),
+            num_cpus=0,
+        )
+
+    Its workers only wait: with a CPU each, Ray Data's default, a small cluster has none left for reading.
 
     A row that failed has ``None`` in the outputs' columns and the error's code and text in ``error``, so no row is lost
     and the columns are the same for every batch. Calls are sheddable and retried, as with ``Client.predict_many``.

@@ -9,6 +9,8 @@ import sys
 import pytest
 from running_cluster import ROOT, Cluster
 
+from serve_app.launcher import THROUGHPUT_FLAGS
+
 SCRIPT = """
 import asyncio, json
 import serve_app
@@ -36,8 +38,13 @@ for application in ("switchyard", "compact"):
     async def many():
         return await asyncio.gather(*(client.apredict("math", question=f"{{n}}: {unique}") for n in range(64)))
 
-    answers = asyncio.run(many())
-    assert len({{answer.meta["request_id"] for answer in answers}}) == 64
+    for _ in "again":
+        answers = asyncio.run(many())
+        assert len({{answer.meta["request_id"] for answer in answers}}) == 64
+        rows = [{{"ticket": f"{{n}}: {unique}"}} for n in range(8)]
+        found = [*client.predict_many("triage", rows)]
+        assert {{row.index for row in found if row.prediction}} == {{*range(8)}}, found
+    assert serve_app.connect(application).predict("triage", ticket="Connected again {unique}").category
     try:
         async def blocking():
             client.predict("math", question="x")
@@ -50,8 +57,9 @@ print("all is well")
 """
 
 
-def run(*command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run(*command: str, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"RAY_AUTH_MODE": "token", "PYTHONWARNINGS": "ignore"}  # as `ray job submit` wants it
+    environment |= variables
     return subprocess.run(
         command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
     )
@@ -64,8 +72,10 @@ def dashboard(cluster: Cluster) -> str:
     return found[1]
 
 
-def test_another_process_calls_programs_by_handle(cluster, unique) -> None:
-    done = run(sys.executable, "-c", SCRIPT.format(unique=unique()))
+@pytest.mark.parametrize("flags", [(), THROUGHPUT_FLAGS], ids=["plain", "as a job of the cluster"])
+def test_another_process_calls_programs_by_handle(cluster, unique, flags) -> None:
+    """A job has the environment of its cluster, and so Ray Serve's flags."""
+    done = run(sys.executable, "-c", SCRIPT.format(unique=unique()), **dict.fromkeys(flags, "1"))
     assert done.returncode == 0, done.stderr[-4000:]
     assert "all is well" in done.stdout
 
