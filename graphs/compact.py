@@ -43,6 +43,6 @@ def wire(config: AppConfig, handles: Mapping[str, Handle], telemetry: Telemetry,
     """Behind the ingress' batches: cache and router in the same process, the models one hop away."""
     router = Router(config, model_stages(config, handles), telemetry, link)
     cache = Cache(config, router, telemetry, link)
-    cache.has_peers = has_peers(config.cache, config.ingress)
-    cache.spawn(follow_redis(cache, config.cache, handles.get(EMBEDDED_REDIS)))
+    cache.store.has_peers = has_peers(config.cache, config.ingress)
+    cache.store.spawn(follow_redis(cache.store, config.cache, handles.get(EMBEDDED_REDIS)))
     return cache

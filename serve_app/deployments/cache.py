@@ -6,28 +6,25 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from serve_app.adapters.local_store import LocalStore
-from serve_app.adapters.redis_leases import Lease
-from serve_app.adapters.redis_store import RedisStore, StoredBytes, StoreKey
+from serve_app.adapters.redis_store import StoreKey
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.adapters.tracing import traced
 from serve_app.config import AppConfig
-from serve_app.core.cache_entry import Entry, decode, encode
-from serve_app.core.cache_policy import Decision, current_ttl_s, decide_entry, entry_of, keep_s
+from serve_app.core.cache_entry import Entry, decode
+from serve_app.core.cache_policy import Decision, current_ttl_s, decide_entry, entry_of
 from serve_app.core.clock import Clock
 from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
-from serve_app.core.forgotten import Forgotten
 from serve_app.core.permit import Refusal
 from serve_app.core.recent_refusals import RecentRefusals
 from serve_app.core.stored_answers import Stored, choose, forward_reason, keys_to_read
+from serve_app.deployments.answer_store import AnswerStore, Found
 from serve_app.deployments.call_tasks import CallTasks
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.lane import Lane
-from serve_app.deployments.shared_flight import SharedFlights
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.deployments.stage import Chunks, Stage
 from serve_app.errors import DeadlineExceeded, Overloaded, SwitchyardError
@@ -37,9 +34,6 @@ log = logging.getLogger("switchyard.cache")
 
 STALE_RESERVE_S = 0.25
 """Seconds before its deadline at which a call that has a stale answer waits no longer for a model."""
-
-_Found = Mapping[str, Stored]
-"""Stored answers by key."""
 
 
 class Cache:
@@ -66,39 +60,27 @@ class Cache:
         unix_clock: Clock = time.time,
         draw: Draw = random.random,
     ) -> None:
-        self.redis: RedisStore | None = None
-        """The shared level; absent until it is known, and where none is wanted."""
-        self.has_peers = True
-        """Whether others may make answers for the same Redis; alone, identical calls meet here without leases."""
+        self.store = AnswerStore(config, clock=clock, unix_clock=unix_clock)
         self._programs = {program.name: program.cache for program in config.programs}
         self._refusals = RecentRefusals(clock=clock)
         self._lane = Lane(downstream, resubmit=True)
         self._work = CallTasks(is_remote=self.is_remote)
-        self._memory = LocalStore(config.cache.near_entries, config.cache.near_max_bytes, clock=clock)
         self._telemetry = telemetry
         self._clock = clock
         self._unix_clock = unix_clock
         self._draw = draw
         self._flights: SingleFlight[Result] = SingleFlight()
-        self._shared: SharedFlights[Entry] = SharedFlights(
-            lambda: self.redis.leases if self.redis and self.has_peers else None, self.spawn, clock=clock
-        )
-        self._forgotten = Forgotten(clock=clock)
-        self._unwritten: list[StoredBytes] = []
-        self._unreleased: list[Lease] = []
-        self._is_flushing = False
-        self._tasks: set[asyncio.Task[None]] = set()
         link.add_gauges(self._gauges)
         link.on_snapshot(self._heard)
 
     def run(self, calls: Sequence[Call]) -> Chunks:
         """Answer each call, each as it is ready; one read of Redis for all that memory does not have."""
         deadlines = {call.id: self._clock() + call.remaining_s for call in calls}
-        found = self._read_memory(calls)
+        found, redis = self.store.read_memory(calls), self.store.redis
         asking = {call.id: call for call in calls if keys_to_read(call) and not self._is_fresh(call, found)}
         reading = None
-        if asking and self.redis:
-            reading = asyncio.ensure_future(self._read_redis(self.redis, asking.values(), found))
+        if asking and redis:
+            reading = asyncio.ensure_future(self.store.read_redis(redis, asking.values(), found))
 
         async def answer(call: Call) -> Result:
             known = await asyncio.shield(reading) if reading is not None and call.id in asking else found
@@ -110,19 +92,18 @@ class Cache:
         """Give up these calls; an answer that others wait for is still made."""
         self._work.leave(ids)
 
-    def _read_memory(self, calls: Sequence[Call]) -> dict[str, Stored]:
-        keys = dict.fromkeys(key for call in calls for key in keys_to_read(call))
-        read = ((key, self._memory.get(key)) for key in keys)
-        return {key: Stored(entry, "memory") for key, entry in read if entry is not None}
+    async def aclose(self) -> None:
+        """End what runs beside the calls."""
+        await self.store.aclose()
 
-    def _is_fresh(self, call: Call, found: _Found) -> bool:
+    def _is_fresh(self, call: Call, found: Found) -> bool:
         return self._choose(call, found)[0] is Decision.FRESH
 
-    def _choose(self, call: Call, found: _Found) -> tuple[Decision, Stored | None]:
+    def _choose(self, call: Call, found: Found) -> tuple[Decision, Stored | None]:
         return choose(self._programs[call.program], call, found, self._unix_clock())
 
     @traced("cache")
-    async def _answer(self, call: Call, found: _Found, deadline: float) -> Result:
+    async def _answer(self, call: Call, found: Found, deadline: float) -> Result:
         config, unix_now = self._programs[call.program], self._unix_clock()
         decision, stored = self._choose(call, found)
         old = found[call.key].entry if call.key in found else None
@@ -181,7 +162,7 @@ class Cache:
         """
         remaining_s = deadline - self._clock()
         refusal = self._refusal(call, remaining_s)
-        look = self._shared.joined if refusal else self._shared.turn
+        look = self.store.elsewhere.joined if refusal else self.store.elsewhere.turn
         try:
             async with asyncio.timeout(remaining_s):
                 turn = await look(StoreKey(call.program, call.key), self._newer(call, old))
@@ -189,7 +170,7 @@ class Cache:
             return _out_of_time(call)
         if turn.answer is not None:
             unix_now = self._unix_clock()
-            self._remember(call.key, turn.answer, self._clock())
+            self.store.remember(call.key, turn.answer, self._clock())
             if not turn.has_waited:  # it was made between our look and our claim
                 return self._hit(call, Stored(turn.answer, "redis"), CacheStatus.HIT)
             status = CacheStatus.COALESCED
@@ -200,8 +181,7 @@ class Cache:
             return await self._ask_and_keep(call, deadline)
         finally:
             if turn.lease is not None:
-                self._unreleased.append(turn.lease)
-                self._flush_soon()
+                self.store.release(turn.lease)
 
     def _newer(self, call: Call, old: Entry | None) -> Callable[[bytes], Entry | None]:
         """Reads stored bytes, and believes those that hold an answer newer than ``old``, fresh enough for the call."""
@@ -222,13 +202,10 @@ class Cache:
         return shared
 
     async def _ask_and_keep(self, call: Call, deadline: float) -> Result:
-        config, begun_at = self._programs[call.program], self._clock()
-        begun_in = self.redis.generation(call.program) if self.redis else None
+        begun = self.store.begin(call.program)
         result = await self._ask(call, deadline)
-        entry = entry_of(config, call, result, self._unix_clock())
-        if entry is None or not self._forgotten.outlives(call.program, begun_at):
-            return result
-        if not self._keep(call.key_at(entry.level), entry, keep_s(config, entry.ttl_s), begun_in):
+        entry = entry_of(self._programs[call.program], call, result, self._unix_clock())
+        if entry is None or not self.store.keep(call.key_at(entry.level), entry, begun):
             return result
         return replace(result, fresh_for_s=entry.ttl_s)
 
@@ -258,108 +235,28 @@ class Cache:
         if call.key in self._flights or not may_refresh(call):
             return
         if self._refusal(call, deadline - self._clock()) is None:
-            self.spawn(self._refresh(call, deadline, old))
+            self.store.spawn(self._refresh(call, deadline, old))
 
     async def _refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
         result, _ = await self._flights.do(call.key, lambda: self._lead(call, deadline, old), group=call.program)
         if result.error is not None and not isinstance(result.error, Overloaded):
             log.warning("cache.refresh_failed", extra={"program": call.program, "error": result.error.code})
 
-    async def _read_redis(self, redis: RedisStore, calls: Iterable[Call], known: _Found) -> _Found:
-        """What is ``known`` and what Redis has; of two answers under one key the one made last."""
-        keys = list(dict.fromkeys(StoreKey(call.program, key) for call in calls for key in keys_to_read(call)))
-        found, begun_at = dict(known), self._clock()
-        for (program, key), data in zip(keys, await redis.get_many(keys), strict=True):
-            entry = decode(data) if data else None
-            if entry is None or entry.program != program or not _is_newer(entry, known.get(key)):
-                continue
-            if self._remember(key, entry, begun_at):
-                found[key] = Stored(entry, "redis")
-        return found
-
-    def _remember(self, key: str, entry: Entry, seen_at: float) -> bool:
-        """Keep a stored answer of another replica here; false for one that was forgotten while it was read."""
-        age_s = entry.age_s(self._unix_clock())
-        if not self._forgotten.outlives(entry.program, seen_at - age_s):
-            return False
-        self._memory.put(key, entry, keep_s(self._programs[entry.program], entry.ttl_s) - age_s)
-        return True
-
-    def _keep(self, key: str, entry: Entry, seconds: float, begun_in: bytes | None) -> bool:
-        """Keep the entry in memory and, off the call's path, in Redis; false when neither takes it."""
-        is_kept = self._memory.put(key, entry, seconds)
-        data = encode(entry) if self.redis else None
-        if data is None:
-            return is_kept
-        self._unwritten.append(StoredBytes(StoreKey(entry.program, key), data, seconds, begun_in))
-        self._flush_soon()
-        return True
-
-    def _flush_soon(self) -> None:
-        if not self._is_flushing:
-            self._is_flushing = True
-            asyncio.get_running_loop().call_soon(lambda: self.spawn(self._flush()))
-
-    async def _flush(self) -> None:
-        """Write what was made, then give the leases back: a follower finds the answer before the lease is gone."""
-        writes, self._unwritten = self._unwritten, []
-        leases, self._unreleased = self._unreleased, []
-        self._is_flushing = False
-        if self.redis is not None:
-            await self.redis.put_many(writes)
-        await self._shared.release(leases)
-
     def _heard(self, snapshot: Snapshot) -> None:
-        """Drop what an operator wants forgotten, here and in the shared level."""
-        for program in self._forgotten.update(snapshot.orders.forgotten):
-            self._memory.delete_program(program)
+        """Drop what an operator wants forgotten; what is being made is not joined any more."""
+        for program in self.store.forget(snapshot.orders.forgotten):
             self._flights.close_group(program)
-            self._shared.abandon(program)
-            if self.redis is not None:
-                self.spawn(self._forget_in(self.redis, program))
             log.info("cache.forgotten", extra={"program": program})
-
-    @staticmethod
-    async def _forget_in(redis: RedisStore, program: str) -> None:
-        await redis.delete_program(program)
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something beside the calls, for as long as the cache lives."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    async def aclose(self) -> None:
-        """End what runs beside the calls, and close the connections to the shared level."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        redis, self.redis = self.redis, None
-        if redis is not None:
-            await redis.aclose()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            log.error("cache.task_failed", exc_info=error)
 
     def _gauges(self) -> dict[str, float]:
         counts = self._telemetry.cache
-        counts.holds("memory", self._memory.stats())
-        if self.redis is not None:
-            counts.store(self.redis.stats())
+        self.store.count(counts)
         return counts.gauges() | {"cache_in_flight": len(self._flights)}
 
 
 def _is_its_own(error: SwitchyardError | None) -> bool:
     """Whether a call failed by its own deadline, priority or want of room, which are not those of who joined it."""
     return isinstance(error, DeadlineExceeded) or type(error) is Overloaded
-
-
-def _is_newer(entry: Entry, known: Stored | None) -> bool:
-    return known is None or entry.created_at > known.entry.created_at
 
 
 def _shared(call: Call, result: Result) -> Result:

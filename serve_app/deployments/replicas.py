@@ -26,6 +26,7 @@ from serve_app.adapters.telemetry import Telemetry
 from serve_app.adapters.tracing import close_tracing, configure_tracing
 from serve_app.config import AppConfig, CacheConfig, Replicas
 from serve_app.core.model_load import model_deployment_name
+from serve_app.deployments.answer_store import AnswerStore
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.control_memory import remember
@@ -115,10 +116,10 @@ class CacheDeployment(Holding, Streaming, Cache):
         telemetry = Telemetry()
         link = link_to(control, "Cache", telemetry)
         super().__init__(config, HandleStage(downstream), telemetry, link)
-        self.has_peers = has_peers(config.cache, config.cache.replicas)
+        self.store.has_peers = has_peers(config.cache, config.cache.replicas)
         self._held = hold(link)
         self._held.push_async_callback(self.aclose)
-        self.spawn(follow_redis(self, config.cache, redis))
+        self.store.spawn(follow_redis(self.store, config.cache, redis))
         link.start()
 
 
@@ -188,10 +189,10 @@ def model_stages(config: AppConfig, handles: Mapping[str, Handle]) -> dict[str, 
     }
 
 
-async def follow_redis(cache: Cache, config: CacheConfig, embedded: Handle | None) -> None:
-    """Give the cache its shared level, and again when the embedded server has moved."""
+async def follow_redis(store: AnswerStore, config: CacheConfig, embedded: Handle | None) -> None:
+    """Give the store its shared level, and again when the embedded server has moved."""
     async for found in redis_addresses(config.redis_url, embedded):
-        retired, cache.redis = cache.redis, RedisStore(found, timeout_s=config.redis_timeout_s)
+        retired, store.redis = store.redis, RedisStore(found, timeout_s=config.redis_timeout_s)
         if retired is not None:
             await asyncio.sleep(REDIS_REFRESH_S)  # by then no call waits for it
             await retired.aclose()

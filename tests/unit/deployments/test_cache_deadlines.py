@@ -35,7 +35,7 @@ async def test_a_refresh_that_nobody_answers_ends_at_its_callers_deadline() -> N
     bench.advance(TTL_S + 1)
     assert (await bench.ask(call(1, remaining_s=TICK_S))).cache is CacheStatus.STALE
     async with asyncio.timeout(5):
-        await asyncio.gather(*bench.cache._tasks)
+        await asyncio.gather(*bench.cache.store._tasks)
     assert len(bench.cache._flights) == 0
 
 
@@ -47,7 +47,7 @@ async def test_while_a_refresh_runs_stale_hits_start_no_other() -> None:
     for number in range(5):
         await bench.ask(call(1, id=f"hit{number}"))
         await settle()
-    assert len(bench.cache._tasks) == 1
+    assert len(bench.cache.store._tasks) == 1
     await bench.cache.aclose()
 
 
@@ -133,7 +133,7 @@ async def test_an_answer_never_waits_for_redis_to_take_it_and_answers_of_one_tur
         return len(entries)
 
     redis.put_many = put_many
-    bench.cache.redis = redis
+    bench.cache.store.redis = redis
     results = await asyncio.wait_for(run_all(bench.cache, call(1), call(2), call(3)), 5)
     await settle()
     assert {result.error for result in results.values()} == {None}
@@ -144,7 +144,7 @@ async def test_an_answer_never_waits_for_redis_to_take_it_and_answers_of_one_tur
 
 async def test_calls_that_use_nothing_stored_do_not_wait_for_redis() -> None:
     bench, redis = Bench(), FakeRedis()
-    bench.cache.redis = redis
+    bench.cache.store.redis = redis
     strict = [Freshness(no_store=True), Freshness(no_cache=True)]
     await run_all(bench.cache, *(call(n, freshness=freshness) for n, freshness in enumerate(strict)))
     assert redis.reads == []
@@ -152,7 +152,7 @@ async def test_calls_that_use_nothing_stored_do_not_wait_for_redis() -> None:
 
 async def test_no_store_with_only_if_cached_still_reads() -> None:
     bench, redis = Bench(), FakeRedis()
-    bench.cache.redis = redis
+    bench.cache.store.redis = redis
     result = await bench.ask(call(1, freshness=Freshness(no_store=True, only_if_cached=True)))
     assert result.error is not None
     assert len(redis.reads) == 1
@@ -164,12 +164,12 @@ async def test_what_fails_beside_the_calls_is_logged(caplog) -> None:
 
     bench = Bench()
     with caplog.at_level(logging.ERROR):
-        bench.cache.spawn(fail())
+        bench.cache.store.spawn(fail())
         await settle()
     (record,) = caplog.records
     assert record.message == "cache.task_failed"
     assert record.exc_info is not None
-    assert bench.cache._tasks == set()
+    assert bench.cache.store._tasks == set()
 
 
 async def test_closing_ends_what_runs_beside_the_calls_and_closes_redis() -> None:
@@ -183,11 +183,11 @@ async def test_closing_ends_what_runs_beside_the_calls_and_closes_redis() -> Non
             raise AssertionError("not asked")
 
     bench = Bench()
-    bench.cache.redis = redis = Closing()
-    bench.cache.spawn(asyncio.Event().wait())
+    bench.cache.store.redis = redis = Closing()
+    bench.cache.store.spawn(asyncio.Event().wait())
     await bench.cache.aclose()
     assert redis.closed == 1
-    assert bench.cache._tasks == set()
+    assert bench.cache.store._tasks == set()
 
 
 async def test_an_error_that_is_shared_costs_its_followers_nothing() -> None:

@@ -35,7 +35,7 @@ class House:
         telemetry = self.link._telemetry
         self.cache = Cache(self.config, self.stage, telemetry, self.link, clock=self.clock)
         if redis:
-            self.cache.redis = RedisStore(redis, timeout_s=2.0, namespace=namespace)
+            self.cache.store.redis = RedisStore(redis, timeout_s=2.0, namespace=namespace)
         self.ingress = Ingress(self.config, programs(self.config), self.cache, telemetry, self.link, clock=self.clock)
         self.hear({})
 
@@ -55,7 +55,7 @@ class House:
     async def written(self) -> None:
         """Wait until the shared level has what was made."""
         give_up = time.monotonic() + 10
-        while self.cache._unwritten or self.cache._tasks:
+        while self.cache.store._unwritten or self.cache.store._tasks:
             assert time.monotonic() < give_up
             await asyncio.sleep(0.01)
 
@@ -195,7 +195,7 @@ async def test_a_replica_that_has_just_begun_does_not_forget_again_what_was_forg
     await old.ask()
     await old.written()
     begun = House(server.url, request.node.name)
-    begun.cache._forgotten._orders = None
+    begun.cache.store._forgotten._orders = None
     begun.hear({"ask": 1.0})
     await settle()
     await begun.written()

@@ -33,11 +33,11 @@ async def test_a_full_answer_serves_a_degraded_call_from_memory() -> None:
 
 async def test_a_full_answer_serves_a_degraded_call_from_redis_in_one_read() -> None:
     bench, redis = Bench(), FakeRedis()
-    bench.cache.redis = redis
+    bench.cache.store.redis = redis
     await bench.ask(at(Level.FULL))
     await settle()
     other = bench.another()
-    other.redis = redis
+    other.store.redis = redis
     redis.reads.clear()
     served = await run_all(other, at(Level.DEGRADED), at(Level.DEGRADED, 2))
     assert (served["c1"].tier, served["c1"].level, served["c2"].level) == ("redis", Level.FULL, Level.DEGRADED)
@@ -84,7 +84,7 @@ async def test_a_stale_full_answer_is_made_anew_at_the_level_of_now() -> None:
 async def test_what_memory_has_only_stale_is_looked_up_in_redis_before_a_model_is_asked() -> None:
     bench, redis = Bench(stale_while_revalidate_s=50), FakeRedis()
     other = bench.another()
-    bench.cache.redis = other.redis = redis
+    bench.cache.store.redis = other.store.redis = redis
     await run_all(bench.cache, call(1))
     await settle()
     await run_all(other, call(1))
@@ -98,7 +98,7 @@ async def test_what_memory_has_only_stale_is_looked_up_in_redis_before_a_model_i
 
 async def test_an_older_answer_in_redis_does_not_replace_a_newer_one_in_memory() -> None:
     bench, redis = Bench(stale_while_revalidate_s=500), FakeRedis()
-    bench.cache.redis = redis
+    bench.cache.store.redis = redis
     await bench.ask(call(1))
     await settle()
     older = dict(redis.data)

@@ -57,7 +57,7 @@ async def test_no_call_fails_while_the_store_is_sick_and_it_is_used_again_when_i
 ) -> None:
     clock, numbers, own = Clock(), itertools.count(), link()
     cache = Cache(app_config(), FakeStage(), own._telemetry, own)
-    store = cache.redis = RedisStore(f"redis://127.0.0.1:{proxy.port}", clock=clock)
+    store = cache.store.redis = RedisStore(f"redis://127.0.0.1:{proxy.port}", clock=clock)
 
     async def caller() -> list:
         asked = [call(next(numbers)) for _ in range(TURNS)]

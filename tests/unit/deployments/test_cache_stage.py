@@ -79,11 +79,11 @@ async def test_a_repeated_call_is_answered_from_memory_at_no_cost() -> None:
 
 async def test_redis_answers_what_another_replica_made_with_one_read_a_batch() -> None:
     bench, redis = Bench(), FakeRedis()
-    bench.cache.redis = redis
+    bench.cache.store.redis = redis
     await run_all(bench.cache, call(1), call(2))
     await settle()
     other = bench.another()
-    other.redis = redis
+    other.store.redis = redis
     redis.reads.clear()
     results = await run_all(other, call(1), call(2), call(3))
     assert [results[f"c{n}"].tier for n in (1, 2, 3)] == ["redis", "redis", ""]
@@ -93,12 +93,12 @@ async def test_redis_answers_what_another_replica_made_with_one_read_a_batch() -
 
 async def test_bytes_that_are_no_answer_are_a_miss() -> None:
     bench, redis = Bench(), FakeRedis()
-    bench.cache.redis = redis
+    bench.cache.store.redis = redis
     await run_all(bench.cache, call(1))
     await settle()
     redis.data = dict.fromkeys(redis.data, b"\x80\x04garbage")
     other = bench.another()
-    other.redis = redis
+    other.store.redis = redis
     assert (await run_all(other, call(1)))["c1"].cache is CacheStatus.MISS
 
 

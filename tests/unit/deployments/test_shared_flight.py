@@ -68,7 +68,7 @@ async def replicas(server: EmbeddedRedis, client: Redis, model: Model) -> AsyncI
     for _ in range(3):
         own = link()
         cache = Cache(app_config(), model.stage(), own._telemetry, own)
-        cache.redis = RedisStore(server.url, timeout_s=2.0)
+        cache.store.redis = RedisStore(server.url, timeout_s=2.0)
         made.append(cache)
     yield made
     for cache in made:
@@ -95,7 +95,7 @@ async def holds_lease(client: Redis) -> bool:
 
 
 async def follows(cache: Cache) -> bool:
-    return bool(cache._shared._followers)
+    return bool(cache.store.elsewhere._followers)
 
 
 async def test_a_herd_over_three_replicas_is_one_model_call(replicas, model, client) -> None:
@@ -140,7 +140,7 @@ async def test_a_lone_miss_costs_one_round_trip_more(replicas, model, client) ->
 
 
 async def is_idle(cache: Cache) -> bool:
-    return not cache._unwritten and not cache._unreleased and not cache._shared._held
+    return not cache.store._unwritten and not cache.store._unreleased and not cache.store.elsewhere._held
 
 
 async def test_when_the_leader_fails_one_follower_takes_over_at_once(replicas, model) -> None:
@@ -161,8 +161,8 @@ async def test_when_the_leader_dies_its_lease_ends_and_one_follower_takes_over(r
     await model.started.wait()
     other = asking(replicas[1], *calls(20))
     await until(lambda: follows(replicas[1]))
-    await replicas[0].redis.aclose()  # a process that was killed says nothing more
-    replicas[0].redis = None
+    await replicas[0].store.redis.aclose()  # a process that was killed says nothing more
+    replicas[0].store.redis = None
     await client.delete(LEASE)  # what its expiry does
     await until(lambda: asked(model, 2))
     model.gate.set()
@@ -225,7 +225,7 @@ async def test_answers_that_may_not_be_stored_do_not_put_replicas_in_a_queue(rep
 
 async def test_without_a_store_each_replica_asks_once(replicas, model) -> None:
     for cache in replicas:
-        cache.redis, store = None, cache.redis
+        cache.store.redis, store = None, cache.store.redis
         await store.aclose()
     tasks = [asking(cache, *calls(50)) for cache in replicas]
     await model.started.wait()
@@ -240,7 +240,7 @@ async def test_a_store_that_goes_away_while_replicas_follow_sends_each_its_own_w
         for _ in range(2):
             own = link()
             cache = Cache(app_config(), model.stage(), own._telemetry, own)
-            cache.redis = RedisStore(mortal.url, timeout_s=2.0)
+            cache.store.redis = RedisStore(mortal.url, timeout_s=2.0)
             made.append(cache)
         first = asking(made[0], call(1))
         await model.started.wait()
@@ -263,7 +263,7 @@ async def test_a_refusal_of_leases_costs_no_call(replicas, model, client) -> Non
     await client.config_set("maxmemory", "1")
     try:
         assert (await run_all(replicas[0], call(2)))["c2"].error is None
-        assert replicas[0].redis.stats().failures["oom"] >= 1
+        assert replicas[0].store.redis.stats().failures["oom"] >= 1
     finally:
         await client.config_set("maxmemory", limit["maxmemory"])
         await client.config_set("maxmemory-policy", limit["maxmemory-policy"])
@@ -289,7 +289,7 @@ async def test_a_caller_with_max_age_gets_no_answer_older_than_that_from_another
 
 
 async def test_a_cache_without_peers_takes_no_lease(replicas, model, client) -> None:
-    replicas[0].has_peers = False
+    replicas[0].store.has_peers = False
     running = asking(replicas[0], *calls(5))
     await model.started.wait()
     assert await client.exists(LEASE) == 0
