@@ -273,7 +273,7 @@ async def test_what_was_made_between_the_look_and_the_claim_is_not_made_again(re
     model.gate.set()
     await run_all(replicas[0], call(1))
     await until(lambda: is_idle(replicas[0]))
-    turn = await replicas[1]._shared.turn(StoreKey("ask", "key1"), replicas[1]._newer(call(1), None))
+    turn = await replicas[1].store.elsewhere.turn(StoreKey("ask", "key1"), replicas[1]._newer(call(1), None))
     assert turn.answer is not None
     assert turn.lease is None
 
