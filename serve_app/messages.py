@@ -91,6 +91,7 @@ class Outcome(StrEnum):
     SLOW = "slow"
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
+    CUT_SHORT = "cut_short"
     SERVER_ERROR = "server_error"
     MALFORMED = "malformed"
     RATE_LIMITED = "rate_limited"

@@ -7,6 +7,9 @@
 An even share is the start. A model that is known to be slow gets more than its share, since cutting it off just
 before its answer wastes both time and money, but never so much that its successor has nothing. An attempt that fails
 early leaves its rest to the next ones, because each is computed from what is left then.
+
+Whoever passes a call on keeps a little of its time (``passed_on_s``). A part that left all of it to the part behind
+would give up just before that one's answer came, which says what was tried and what was spent.
 """
 
 from __future__ import annotations
@@ -19,6 +22,15 @@ MAX_SHARE: Final = 0.75
 """Most of what is left that one attempt gets while another may follow."""
 MIN_USEFUL_S: Final = 0.25
 """Seconds below which asking a model is pointless."""
+
+REPLY_SHARE: Final = 0.03
+"""Of a call's time, what is kept for the way back."""
+MAX_REPLY_S: Final = 0.015
+
+
+def passed_on_s(remaining_s: float) -> float:
+    """Seconds that the part behind this one gets of a call that has ``remaining_s`` seconds left."""
+    return remaining_s - min(MAX_REPLY_S, REPLY_SHARE * max(0.0, remaining_s))
 
 
 def attempt_timeout_s(

@@ -5,6 +5,7 @@
     slow             none            slow
     unreachable      any             failure
     timeout          any             failure
+    cut_short        any             release
     server_error     any             failure
     malformed        any             failure
     rate_limited     any             cool_down
@@ -17,7 +18,9 @@
     cancelled        none            release
     rejected         none            release
 
-``slow`` is an answer like ``ok``: it is given to the caller and costs the model its standing.
+``slow`` is an answer like ``ok``: it is given to the caller and costs the model its standing. ``cut_short`` is a
+timeout that tells of the caller's deadline and not of the model, which had less time than it usually takes; counted as
+failures, the calls of one impatient caller would open the breaker for everybody.
 """
 
 from __future__ import annotations
@@ -31,6 +34,10 @@ from serve_app.messages import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+SPENT: Final = 0.95
+"""Share of its time from which on an attempt has used it up: clocks and timers differ by milliseconds."""
 
 
 class NextRoute(StrEnum):
@@ -92,6 +99,7 @@ MEANINGS: Final[Mapping[Outcome, Meaning]] = MappingProxyType(
         Outcome.SLOW: Meaning(NextRoute.NONE, BreakerEffect.SLOW),
         Outcome.UNREACHABLE: _FAILED,
         Outcome.TIMEOUT: _FAILED,
+        Outcome.CUT_SHORT: Meaning(NextRoute.ANY, BreakerEffect.RELEASE),
         Outcome.SERVER_ERROR: _FAILED,
         Outcome.MALFORMED: _FAILED,
         Outcome.RATE_LIMITED: Meaning(NextRoute.ANY, BreakerEffect.COOL_DOWN),
@@ -106,6 +114,20 @@ MEANINGS: Final[Mapping[Outcome, Meaning]] = MappingProxyType(
     }
 )
 """The table; every ``Outcome`` has its row."""
+
+
+def classify_timeout(outcome: Outcome, *, ran_s: float, took_s: float, given_s: float, usual_s: float) -> Outcome:
+    """``CUT_SHORT`` for an attempt that ended with its time, after less than usual; any other outcome as it is.
+
+    Args:
+        outcome: of the attempt.
+        ran_s: seconds that the model's replica worked on it, its wait for a slot not included.
+        took_s: seconds that it took altogether.
+        given_s: seconds that it was given.
+        usual_s: seconds that an answer to this program usually takes.
+    """
+    is_spent = took_s >= SPENT * given_s  # a timeout of the provider's own says something at any time
+    return Outcome.CUT_SHORT if outcome is Outcome.TIMEOUT and is_spent and ran_s < usual_s else outcome
 
 
 def classify_latency(outcome: Outcome, latency_s: float, slow_call_s: float) -> Outcome:

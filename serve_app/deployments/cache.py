@@ -17,6 +17,7 @@ from serve_app.config import AppConfig
 from serve_app.core.cache_entry import Entry, decode
 from serve_app.core.cache_policy import Decision, current_ttl_s, decide_entry, entry_of
 from serve_app.core.clock import Clock
+from serve_app.core.deadline import passed_on_s
 from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
 from serve_app.core.permit import Refusal
 from serve_app.core.recent_refusals import RecentRefusals
@@ -216,7 +217,7 @@ class Cache:
             return self._refuse(call, refusal)
         try:
             async with asyncio.timeout(remaining_s):
-                result = await self._lane.ask(replace(call, remaining_s=remaining_s))
+                result = await self._lane.ask(replace(call, remaining_s=passed_on_s(remaining_s)))
         except TimeoutError:
             return _out_of_time(call)
         self._refusals.note(call, remaining_s, result)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from serve_app.adapters.json_log import CALLS, log_fields
 from serve_app.adapters.tracing import current_trace
 from serve_app.deployments.http_problems import attempts_json
-from serve_app.messages import CacheStatus, Result
+from serve_app.messages import CacheStatus, Outcome, Result
 
 if TYPE_CHECKING:
     from serve_app.errors import SwitchyardError
@@ -34,6 +34,12 @@ class Ending:
         self._level = level
         self._status = 500
         self._result: Result | None = None
+
+    @property
+    def was_cut_short(self) -> bool:
+        """Whether its deadline left every model less time than it usually takes, which is no fault of the service."""
+        attempts = self._result.attempts if self._result else ()
+        return bool(attempts) and all(attempt.outcome is Outcome.CUT_SHORT for attempt in attempts)
 
     def answered(self, result: Result) -> None:
         """Note what came back, a failure included."""

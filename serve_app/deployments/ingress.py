@@ -23,6 +23,7 @@ from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.cache_key import cache_keys, level_fingerprint
 from serve_app.core.cache_policy import may_use_stored
 from serve_app.core.clock import Clock
+from serve_app.core.deadline import passed_on_s
 from serve_app.core.loop_lag import TICK_S, LoopLag
 from serve_app.core.permit import Refusal
 from serve_app.core.recent_refusals import RecentRefusals
@@ -182,7 +183,7 @@ class Ingress:
         ending.write(latency_s)
         self.telemetry.call_finished(ending.program, ending.model, ending.code, latency_s)
         if ending.code not in _REFUSED:
-            self.link.call_finished(latency_s, failed=ending.code in _FAILED)
+            self.link.call_finished(latency_s, failed=ending.code in _FAILED and not ending.was_cut_short)
 
     def _call(
         self,
@@ -265,7 +266,7 @@ class Ingress:
     def start_batch(self, calls: Sequence[Call]) -> list[asyncio.Future[Result]]:
         """Send a batch on its way; one future a call, so that no caller waits for a neighbour."""
         now = self._clock()
-        left_s = {call.id: self._deadlines.get(call.id, now) - now for call in calls}
+        left_s = {call.id: passed_on_s(self._deadlines.get(call.id, now) - now) for call in calls}
         futures = self.lane.ask_all([replace(call, remaining_s=left_s[call.id]) for call in calls])
         for call, future in zip(calls, futures, strict=True):
             if call.id in self._deadlines:

@@ -14,10 +14,10 @@ from serve_app.adapters.tracing import traced
 from serve_app.config import AppConfig
 from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import Clock
-from serve_app.core.deadline import attempt_timeout_s
+from serve_app.core.deadline import attempt_timeout_s, passed_on_s
 from serve_app.core.expected_wait import BUSY, refusal_at
 from serve_app.core.fallback import FallbackPlan
-from serve_app.core.outcomes import MEANINGS, classify_latency
+from serve_app.core.outcomes import MEANINGS, classify_latency, classify_timeout
 from serve_app.core.permit import Refusal
 from serve_app.core.recent_usage import RecentUsage
 from serve_app.core.retry_budget import RetryBudget
@@ -60,6 +60,11 @@ class _Journey:
     refusals: list[Refusal] = field(default_factory=list)
     error: SwitchyardError | None = None
     journal: tuple[Step, ...] = ()
+
+    @property
+    def ends_at(self) -> float:
+        """When the call is over: what is left then was kept for the way back."""
+        return self.deadline - (self.call.remaining_s - passed_on_s(self.call.remaining_s))
 
 
 class _Sent:
@@ -177,7 +182,7 @@ class Router:
 
     def _next(self, journey: _Journey, *, is_hedge: bool = False) -> tuple[str, RoutePermit] | None:
         """The next model that may be asked, with its breaker's permit."""
-        if self._clock() >= journey.deadline:
+        if self._clock() >= journey.ends_at:
             return None
         for model in journey.plan.models:
             if busy := self._too_busy(journey, model):
@@ -207,9 +212,12 @@ class Router:
 
     def _timeout_s(self, journey: _Journey, model: str, attempts_left: int) -> float:
         """A model that takes longer for this program than its prior says gets its time all the same."""
-        remaining_s, prior_s = journey.deadline - self._clock(), self._models[model].latency_s
-        usual = self._recent.expect(journey.call.program, model, prior_latency_s=prior_s)
-        return attempt_timeout_s(remaining_s, attempts_left, max(prior_s, usual.latency_s))
+        usual_s = max(self._models[model].latency_s, self._usual_s(journey, model))
+        return attempt_timeout_s(journey.deadline - self._clock(), attempts_left, usual_s)
+
+    def _usual_s(self, journey: _Journey, model: str) -> float:
+        prior_s = self._models[model].latency_s
+        return self._recent.expect(journey.call.program, model, prior_latency_s=prior_s).latency_s
 
     def _may_ask_again(self, journey: _Journey, model: str, *, is_hedge: bool) -> bool:
         """A first attempt is free, and so is a call's first fallback from a model that nobody asks any more.
@@ -236,7 +244,8 @@ class Router:
         started = self._clock()
         remaining_s = journey.deadline - started
         timeout_s = self._timeout_s(journey, model, 1 + journey.plan.attempts_left)
-        call = replace(journey.call, model=model, remaining_s=timeout_s, journal=journey.journal)
+        given_s = passed_on_s(timeout_s)
+        call = replace(journey.call, model=model, remaining_s=given_s, journal=journey.journal)
         lane = self._lanes[model]
         if load := self._link.snapshot.loads.get(model):
             lane.spread = load.spread
@@ -245,7 +254,7 @@ class Router:
                 with self._sent[model]:
                     result = await lane.ask(call)
                     if _was_lost(result) and not journey.plan.models:  # nobody else to ask: another of its replicas
-                        left_s = timeout_s - (self._clock() - started)
+                        left_s = given_s - (self._clock() - started)
                         result = await lane.ask(replace(call, remaining_s=left_s))
         except TimeoutError:
             result = Result(call.id, error=UpstreamError(f"{model} did not answer in time", outcome=Outcome.TIMEOUT))
@@ -253,12 +262,31 @@ class Router:
             self._gates[model].release(permit)
             journey.attempts.append(Attempt(model, Outcome.CANCELLED, self._clock() - started))
             raise
-        self._learn(journey, model, permit, result, self._clock() - started)
+        took_s = self._clock() - started
+        outcome = self._outcome(journey, model, result, took_s=took_s, given_s=given_s)
+        self._learn(journey, model, permit, result, outcome, took_s)
         return result
 
-    def _learn(self, journey: _Journey, model: str, permit: RoutePermit, result: Result, latency_s: float) -> None:
+    def _outcome(self, journey: _Journey, model: str, result: Result, *, took_s: float, given_s: float) -> Outcome:
+        """How the attempt ended; a replica that was still to be started did not work on it."""
+        if result.error is None:
+            return Outcome.OK
+        told, load = result.attempts[-1:], self._link.snapshot.loads.get(model)
+        is_starting = self._models[model].replicas.min == 0 and not (load and load.replicas)
+        ran_s = told[0].latency_s if told else 0.0 if is_starting else took_s
+        usual_s = self._usual_s(journey, model)
+        return classify_timeout(result.error.outcome, ran_s=ran_s, took_s=took_s, given_s=given_s, usual_s=usual_s)
+
+    def _learn(
+        self,
+        journey: _Journey,
+        model: str,
+        permit: RoutePermit,
+        result: Result,
+        outcome: Outcome,
+        latency_s: float,
+    ) -> None:
         """Tell everyone who decides how the attempt ended."""
-        outcome = result.error.outcome if result.error else Outcome.OK
         retry_after_s = result.error.retry_after_s if result.error else None
         self._gates[model].record(permit, outcome, latency_s, retry_after_s=retry_after_s)
         told = result.attempts[-1] if result.attempts else None
@@ -299,7 +327,7 @@ class Router:
         error, outcomes = journey.error, {attempt.outcome for attempt in journey.attempts}
         if isinstance(error, Overloaded):  # the replica's own queue knew better than the last report
             self._telemetry.shed(BUSY, journey.call.options.priority)
-        elif self._clock() >= journey.deadline or outcomes == {Outcome.REJECTED}:
+        elif self._clock() >= journey.ends_at or outcomes == {Outcome.REJECTED}:
             return DeadlineExceeded("the deadline passed before a model answered")
         if error is not None and error.outcome is Outcome.CONTEXT_WINDOW:
             return UpstreamRefused("the inputs are longer than any model of the route takes")

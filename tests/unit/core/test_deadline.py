@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.core.deadline import HEADROOM, MAX_SHARE, MIN_USEFUL_S, attempt_timeout_s
+from serve_app.core.deadline import HEADROOM, MAX_REPLY_S, MAX_SHARE, MIN_USEFUL_S, attempt_timeout_s, passed_on_s
 
 remaining = st.floats(0, 1000)
 attempts = st.integers(1, 10)
@@ -74,3 +74,16 @@ def test_three_attempts_that_hang_all_fit_into_one_deadline():
         assert timeout_s == pytest.approx(20)
         left -= timeout_s
     assert left == pytest.approx(0)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.floats(0.001, 1000))
+def test_who_passes_a_call_on_keeps_a_moment_for_the_answer(remaining_s):
+    kept_s = remaining_s - passed_on_s(remaining_s)
+
+    assert 0 < kept_s <= min(MAX_REPLY_S, 0.05 * remaining_s) + 1e-9
+
+
+@pytest.mark.parametrize("remaining_s", [0.0, -1.0])
+def test_a_call_whose_time_is_over_is_passed_on_as_such(remaining_s):
+    assert passed_on_s(remaining_s) == remaining_s

@@ -8,6 +8,7 @@ from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_
 
 from serve_app.adapters.redis_store import RedisStats
 from serve_app.core.clock import ManualClock
+from serve_app.core.deadline import passed_on_s
 from serve_app.deployments.cache import Cache
 from serve_app.errors import DeadlineExceeded, Overloaded
 from serve_app.messages import CacheStatus, Freshness, Level, Options, Outcome, Priority, Result
@@ -209,7 +210,7 @@ async def test_the_time_already_used_is_taken_off() -> None:
     bench.clock.advance(4)
     async for _ in chunks:
         pass
-    assert bench.stage.calls[0].remaining_s == pytest.approx(6)
+    assert bench.stage.calls[0].remaining_s == pytest.approx(passed_on_s(6))
 
 
 async def test_a_call_that_shares_with_one_that_is_shed_asks_again_by_itself() -> None:

@@ -11,13 +11,17 @@ import pytest
 from deployment_fakes import FakeStage, app_config, failed, link, ok, programs, settle
 from ray.exceptions import RayActorError
 
+from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import BatchingConfig, LimitsConfig, Replicas
+from serve_app.core import deadline
 from serve_app.core.admission import FEW
 from serve_app.core.clock import ManualClock
+from serve_app.deployments.cache import Cache
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.lane import Lane
 from serve_app.deployments.program_replicas import IngressDeployment
+from serve_app.deployments.router import Router
 from serve_app.errors import (
     BadOutput,
     ControlPlaneUnreachable,
@@ -26,8 +30,9 @@ from serve_app.errors import (
     NoRoute,
     Overloaded,
     UnknownProgram,
+    UpstreamError,
 )
-from serve_app.messages import Attempt, CacheStatus, Call, Freshness, Level, Outcome, Priority, Result
+from serve_app.messages import Attempt, CacheStatus, Call, Freshness, Level, Outcome, Priority, Result, Usage
 
 GOOD = {"question": "why?"}
 
@@ -104,6 +109,25 @@ async def test_the_deadline_holds_while_a_batch_is_being_collected() -> None:
             await bench.ask(options={"deadline_s": 0.02})
     assert bench.ingress._admission.held == 0
     assert bench.counts("dspy_requests", "status") == {"deadline_exceeded": 1}
+
+
+async def test_a_504_says_what_was_tried(monkeypatch) -> None:
+    """Each part behind the ingress gives up a moment before the one that asked it; here a long moment."""
+    monkeypatch.setattr(deadline, "REPLY_SHARE", 0.2)
+    monkeypatch.setattr(deadline, "MAX_REPLY_S", 1.0)
+
+    async def hangs(asked):
+        await asyncio.sleep(asked.remaining_s)
+        attempts = (Attempt(asked.model, Outcome.TIMEOUT, asked.remaining_s, Usage(10, 0)),)
+        return Result(asked.id, error=UpstreamError("late", outcome=Outcome.TIMEOUT), attempts=attempts)
+
+    bench = Bench()
+    router = Router(bench.config, dict.fromkeys(("large", "medium", "small"), FakeStage(hangs)), Telemetry(), link())
+    bench.ingress.lane = Lane(Cache(bench.config, router, Telemetry(), link()))
+    with pytest.raises(DeadlineExceeded) as raised:
+        await bench.ask(options={"deadline_s": 1.0, "model": "small"})
+    (attempt,) = raised.value.attempts
+    assert (attempt.model, attempt.usage.input_tokens) == ("small", 10)
 
 
 class Collected(Ingress):
@@ -213,6 +237,17 @@ async def test_a_refusal_of_a_route_is_a_failure_and_a_refused_caller_is_not() -
     with pytest.raises(NoRoute):
         await bench.ask()
     assert (bench.link._pending.calls, bench.link._pending.failed_calls) == (1, 1)
+
+
+@pytest.mark.parametrize(("outcome", "failures"), [(Outcome.TIMEOUT, 1), (Outcome.CUT_SHORT, 0)])
+async def test_a_deadline_that_no_model_could_have_kept_is_no_failure_of_the_service(outcome, failures) -> None:
+    def late(asked) -> Result:
+        return Result(asked.id, error=DeadlineExceeded("late"), attempts=(Attempt("large", outcome, 0.3),))
+
+    bench = Bench(late)
+    with pytest.raises(DeadlineExceeded):
+        await bench.ask()
+    assert (bench.link._pending.calls, bench.link._pending.failed_calls) == (1, failures)
 
 
 async def test_past_the_bound_calls_are_refused_by_priority_before_any_work() -> None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_all, settle
 
-from serve_app.config import BreakerPolicy, Policy, RetryPolicy
+from serve_app.config import BreakerPolicy, Policy, Replicas, RetryPolicy
 from serve_app.core.clock import ManualClock
+from serve_app.core.deadline import passed_on_s
 from serve_app.deployments.router import Router
 from serve_app.deployments.stage import StageAbsent, StageLost
 from serve_app.errors import (
@@ -18,6 +19,7 @@ from serve_app.errors import (
     Overloaded,
     ProgramError,
     RateLimited,
+    UpstreamError,
     UpstreamRefused,
 )
 from serve_app.messages import (
@@ -170,6 +172,68 @@ async def test_a_model_that_keeps_failing_is_left_alone_and_comes_back() -> None
     assert (await bench.ask(99)).model == "large"
 
 
+def out_of_time(bench: Bench, *, ran_s: float | None = None):
+    """A replica that says, when the call's time is over, that its program ran for ``ran_s``, or all of the time."""
+
+    def answer(asked) -> Result:
+        bench.clock.advance(asked.remaining_s)
+        ran = asked.remaining_s if ran_s is None else ran_s
+        attempts = (Attempt(asked.model, Outcome.TIMEOUT, ran),)
+        return Result(asked.id, error=UpstreamError("late", outcome=Outcome.TIMEOUT), attempts=attempts)
+
+    return answer
+
+
+PATIENT, IMPATIENT = {"remaining_s": 3.0}, {"remaining_s": 0.05}
+"""A model of the bench usually takes 0.1 s."""
+
+
+async def test_callers_who_give_a_model_too_little_time_close_it_to_nobody() -> None:
+    bench = Bench()
+    bench.models["large"]._answer = out_of_time(bench)
+    pinned = Options(model="large")
+    for number in range(20):
+        result = await bench.ask(number, options=pinned, **IMPATIENT)
+        assert type(result.error) is DeadlineExceeded
+        assert [attempt.outcome for attempt in result.attempts] == [Outcome.CUT_SHORT]
+    bench.models["large"]._answer = lambda asked: ok(asked, asked.model)
+    assert (await bench.ask(99, options=pinned, **PATIENT)).error is None
+
+
+async def test_a_model_that_hangs_is_left_alone_by_what_patient_callers_saw() -> None:
+    bench = Bench()
+    bench.models["large"]._answer = out_of_time(bench)
+    for number in range(20):
+        await bench.ask(number, **PATIENT)
+    assert bench.asked()["large"] == BreakerPolicy().minimum_calls
+
+
+async def test_time_spent_waiting_for_a_slot_is_not_the_models() -> None:
+    bench = Bench()
+    bench.models["large"]._answer = out_of_time(bench, ran_s=0.02)
+    (attempt,) = (await bench.ask(options=Options(model="large"), **PATIENT)).attempts
+    assert attempt.outcome is Outcome.CUT_SHORT
+
+
+@pytest.mark.parametrize(
+    ("min_replicas", "replicas", "outcome"),
+    [(0, 0, Outcome.CUT_SHORT), (0, 1, Outcome.TIMEOUT), (1, 0, Outcome.TIMEOUT)],
+)
+async def test_a_replica_that_has_to_start_first_is_no_failure_of_its_model(min_replicas, replicas, outcome) -> None:
+    bench = Bench()
+    large = bench.router._models["large"]
+    bench.router._models["large"] = large.model_copy(update={"replicas": Replicas(min=min_replicas, max=2)})
+    under_load(bench, large=ModelLoad(replicas=replicas))
+
+    def nobody_answers(asked) -> Result:
+        bench.clock.advance(asked.remaining_s)
+        return Result(asked.id, error=UpstreamError("late", outcome=Outcome.TIMEOUT))
+
+    bench.models["large"]._answer = nobody_answers
+    (attempt,) = (await bench.ask(options=Options(model="large"), **PATIENT)).attempts
+    assert attempt.outcome is outcome
+
+
 async def test_a_rate_limited_model_is_not_asked_before_its_time() -> None:
     answers = [end(Outcome.RATE_LIMITED, retry_after_s=5.0)]
     bench = Bench(large=lambda asked: answers.pop()(asked) if answers else ok(asked, asked.model))
@@ -244,8 +308,8 @@ async def test_each_attempt_leaves_time_for_the_next() -> None:
     bench = Bench(large=end(Outcome.SERVER_ERROR))
     await bench.ask(remaining_s=9)
     (first,), (second,) = bench.models["large"].calls, bench.models["medium"].calls
-    assert first.remaining_s == pytest.approx(3)
-    assert second.remaining_s == pytest.approx(4.5)
+    assert first.remaining_s == pytest.approx(passed_on_s(3))
+    assert second.remaining_s == pytest.approx(passed_on_s(4.5))
     assert (first.model, second.model) == ("large", "medium")
 
 
@@ -254,7 +318,9 @@ async def test_a_model_that_takes_long_for_this_program_gets_its_time() -> None:
     bench.router._recent.observe("ask", "large", Usage(10, 5), 2.0, estimated_input_tokens=10)
     await bench.ask(remaining_s=9)
     (asked,) = bench.models["large"].calls
-    assert asked.remaining_s == pytest.approx(6), "three times what it usually takes, not a third of the deadline"
+    assert asked.remaining_s == pytest.approx(passed_on_s(6)), (
+        "three times what it usually takes, not a third of the deadline"
+    )
 
 
 async def test_a_caller_who_leaves_cancels_the_attempt_and_counts_for_nothing() -> None:
