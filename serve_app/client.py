@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,7 +30,15 @@ from serve_app.adapters.loop_thread import LoopThread
 from serve_app.adapters.tracing import trace_headers
 from serve_app.bulk.attempt import RETRIED, Retries
 from serve_app.bulk.pool import as_finished
-from serve_app.errors import ClientClosed, DeadlineExceeded, NoRoute, Overloaded, SwitchyardError, UpstreamError
+from serve_app.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    InvalidInputs,
+    NoRoute,
+    Overloaded,
+    SwitchyardError,
+    UpstreamError,
+)
 from serve_app.messages import Outcome, Priority
 
 if TYPE_CHECKING:
@@ -71,6 +79,8 @@ GRACE_S = 5.0
 class Client:
     """Calls programs of a running application.
 
+    Passed to a Ray task or actor it connects anew there, to the application of the same name.
+
     Args:
         handle: of the application's ingress.
         options: sent with every call; see ``with_options``.
@@ -79,6 +89,10 @@ class Client:
     def __init__(self, handle: DeploymentHandle[Any], options: dict[str, Any] | None = None) -> None:
         self._handle = handle
         self._options = options or {}
+
+    def __reduce__(self) -> tuple[Callable[..., Client], tuple[str, dict[str, Any]]]:
+        # Ray would pass the handle on without what connect() set up for it.
+        return _reconnect, (self._handle.app_name, self._options)
 
     def with_options(self, **options: Any) -> Self:  # noqa: ANN401 - each option has a type of its own
         """A client that asks for more than the default with every call.
@@ -123,7 +137,7 @@ class Client:
 
     def predict_many(
         self, program: str, rows: Iterable[Mapping[str, Any]], /, *, concurrency: int = 32, retry_for_s: float = 300.0
-    ) -> Iterator[Predicted]:
+    ) -> Generator[Predicted, None, None]:
         """Call a program for each row of inputs; what becomes of each is yielded as it gets ready, in any order.
 
         The calls are made on a thread of their own, so this works inside an event loop, too; there it blocks. Whoever
@@ -134,16 +148,13 @@ class Client:
             rows: inputs by name, read as they are needed.
             concurrency: calls in work at once.
             retry_for_s: seconds for which a call that is refused (429, 503) is made again.
-        """
-        loop = LoopThread("switchyard-bulk")
-        stream = self.apredict_many(program, rows, concurrency=concurrency, retry_for_s=retry_for_s)
-        try:
-            while (predicted := loop.run(_next(stream))) is not None:
-                yield predicted
-        finally:
-            loop.close()
 
-    async def apredict_many(
+        Raises:
+            ValueError: ``concurrency`` is below 1; at once, not when the first row is asked for.
+        """
+        return _blocking(self.apredict_many(program, rows, concurrency=concurrency, retry_for_s=retry_for_s))
+
+    def apredict_many(
         self, program: str, rows: Iterable[Mapping[str, Any]], /, *, concurrency: int = 32, retry_for_s: float = 300.0
     ) -> AsyncGenerator[Predicted, None]:
         """``predict_many`` for asynchronous callers."""
@@ -153,12 +164,7 @@ class Client:
         async def ask(numbered: tuple[int, Mapping[str, Any]]) -> Predicted:
             return await retries.run(lambda: _predicted(client, program, *numbered))
 
-        predictions = as_finished(enumerate(rows), ask, concurrency)
-        try:
-            async for predicted in predictions:
-                yield predicted
-        finally:
-            await predictions.aclose()
+        return as_finished(enumerate(rows), ask, concurrency)
 
     def _send(self, program: str, inputs: dict[str, Any], request_id: str) -> Any:  # noqa: ANN401 - Ray's response
         return self._handle.predict.remote(program, inputs, self._options, request_id, trace=dict(trace_headers()))
@@ -193,6 +199,10 @@ def connect(application: str = "switchyard", *, address: str | None = None) -> C
         raise NoRoute(f"cannot reach the application {application!r}: {error}") from error
 
 
+def _reconnect(application: str, options: dict[str, Any]) -> Client:
+    return connect(application).with_options(**options)
+
+
 def _prediction(reply: dict[str, Any]) -> dspy.Prediction:
     return dspy.Prediction(**reply["outputs"] | {"meta": reply["meta"]})
 
@@ -211,7 +221,7 @@ def _translated(error: RayError | RayServeException, request_id: str) -> Switchy
     """What was raised in the replica, without Ray's wrapping; what Ray itself raised, as the nearest of our own."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, SwitchyardError):
-        return cause
+        return cause if cause.request_id else cause.about(request_id, cause.attempts)
     match error:
         case BackPressureError():
             return Overloaded("too many calls are waiting", 1.0, (), request_id)
@@ -228,9 +238,28 @@ def _translated(error: RayError | RayServeException, request_id: str) -> Switchy
 
 async def _predicted(client: Client, program: str, index: int, inputs: Mapping[str, Any]) -> Predicted:
     try:
+        _must_be_inputs(inputs)
         return Predicted(index, inputs, await client.apredict(program, **inputs))
     except SwitchyardError as error:
         return Predicted(index, inputs, error=error)
+
+
+def _must_be_inputs(row: Any) -> None:  # noqa: ANN401 - whatever the caller's iterable holds
+    if not isinstance(row, Mapping):
+        raise InvalidInputs(f"a row must be a mapping of inputs by name, not {type(row).__name__}")
+    for name in row:
+        if not isinstance(name, str):
+            raise InvalidInputs(f"an input's name must be a string, not {type(name).__name__}")
+
+
+def _blocking(stream: AsyncGenerator[Predicted, None]) -> Generator[Predicted, None, None]:
+    """The stream for a caller that waits, on a loop of its own; the loop closes it as its last act.
+
+    Waiting here until the stream is closed would never end where the process ends first, which stops the loop's thread.
+    """
+    with closing(LoopThread("switchyard-bulk")) as loop:
+        while (predicted := loop.run(_next(stream))) is not None:
+            yield predicted
 
 
 async def _next(stream: AsyncGenerator[Predicted, None]) -> Predicted | None:

@@ -48,7 +48,7 @@ class Failure:
     """The call failed.
 
     Attributes:
-        code: as in ``serve_app.errors``; ``unreachable`` when nobody answered.
+        code: as in ``serve_app.errors``; ``unreachable`` when no application answered.
         detail: what is wrong, in a sentence.
         is_retryable: whether the same call may succeed later.
         retry_after_s: seconds that the application asks to wait; ``None`` when it does not say.

@@ -18,6 +18,11 @@ from serve_app.errors import ConfigError
 from serve_app.messages import Priority
 
 OK: Final = 200
+ABSENT: Final = frozenset({OK, 404, 500, 502, 503, 504})
+"""What a proxy says while no application is behind it, or a stranger in its place, when the words are not ours."""
+PROBLEM_TYPE: Final = "application/problem+json"
+MAX_SHOWN: Final = 120
+"""Characters of a stranger's reply that an error shows."""
 CONNECT_S: Final = 5.0
 SILENCE_S: Final = 900.0
 """Seconds without a byte after which a call counts as lost: more than any deadline that is granted by default."""
@@ -38,8 +43,9 @@ class HttpCaller:
         """A caller whose connections end with the block.
 
         Raises:
-            ConfigError: nobody answers there, or no such program is served.
+            ConfigError: the URL is none, no application answers there, or no such program is served.
         """
+        _must_be_http(url)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
         connector = aiohttp.TCPConnector(limit=0)  # the pool of rows is the bound
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
@@ -59,27 +65,54 @@ class HttpCaller:
     async def _must_be_served(self, url: str) -> None:
         try:
             async with self._session.get(self._url) as reply:
-                status, headers, body = reply.status, reply.headers, _object(await reply.read())
+                status, headers, raw = reply.status, reply.headers, await reply.read()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise ConfigError([f"nothing answers at {url}: {error or type(error).__name__}"]) from error
-        if status != OK:
-            raise ConfigError([f"{url}: {_failure(status, headers, body).detail}"])
-        if "inputs" not in body:
-            raise ConfigError([f"{url} is not a Switchyard application"])
+        if status == OK and "inputs" in _object(raw):
+            return
+        failure = _failure(status, headers, raw)
+        if failure.code != UNREACHABLE:
+            raise ConfigError([f"{url}: {failure.detail}"])
+        hint = "perhaps it is still starting, or has a route_prefix that the URL lacks"
+        raise ConfigError([f"something answers at {url}, but {failure.detail}; {hint}"])
+
+
+def _must_be_http(url: str) -> None:
+    if url.lower().startswith(("http://", "https://")):
+        return
+    if "://" in url:
+        raise ConfigError([f"{url}: must begin with http:// or https://"])
+    raise ConfigError([f"{url}: http:// is missing, as in http://{url}"])
 
 
 def _outcome(status: int, headers: Mapping[str, str], raw: bytes) -> Answer | Failure:
-    body = _object(raw)
-    if status != OK:
-        return _failure(status, headers, body)
-    if "outputs" not in body:
-        return Failure("malformed", "the answer is not of a Switchyard application")
-    return Answer(body["outputs"], body.get("meta", {}))
+    body = _object(raw) if status == OK else {}
+    if "outputs" in body:
+        return Answer(body["outputs"], body.get("meta", {}))
+    return _failure(status, headers, raw)
 
 
-def _failure(status: int, headers: Mapping[str, str], body: Mapping[str, Any]) -> Failure:
-    code, detail = body.get("code") or f"http_{status}", body.get("detail") or f"HTTP status {status}"
-    return Failure(str(code), str(detail), status in RETRIED, _retry_after_s(headers, body))
+def _failure(status: int, headers: Mapping[str, str], raw: bytes) -> Failure:
+    """What the application says is wrong, or what another's reply in its place comes to."""
+    if problem := _problem(headers, raw):
+        detail = str(problem.get("detail") or f"HTTP status {status}")
+        return Failure(problem["code"], detail, status in RETRIED, _retry_after_s(headers, problem))
+    said, retry_after_s = f"HTTP status {status}: {_first_words(raw)}", _retry_after_s(headers, {})
+    if status in ABSENT:
+        return Failure(UNREACHABLE, f"no Switchyard application is there ({said})", True, retry_after_s)
+    return Failure(f"http_{status}", said, status in RETRIED, retry_after_s)
+
+
+def _problem(headers: Mapping[str, str], raw: bytes) -> dict[str, Any]:
+    """The application's problem document; empty when the reply is another's."""
+    content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    body = _object(raw) if content_type == PROBLEM_TYPE else {}
+    return body if isinstance(body.get("code"), str) else {}
+
+
+def _first_words(raw: bytes) -> str:
+    text = " ".join(raw.decode(errors="replace").split())
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -47,6 +47,8 @@ class Output:
     def open(cls, path: Path, *, restart: bool = False) -> Iterator[Output]:
         """The output at ``path``, made when there is none; no other run can open it meanwhile.
 
+        A block that raises before anything is written leaves no file behind that was not there.
+
         Args:
             path: of the file.
             restart: forget what it holds; it is refused all the same when that is no output of a bulk run.
@@ -54,14 +56,17 @@ class Output:
         Raises:
             ConfigError: it cannot be opened, another run writes it, or it holds something else.
         """
+        is_new = not path.exists()
         try:
             output = cls(path.open("a+b"), path)
         except OSError as error:
             raise ConfigError([f"{path}: {error.strerror or error}"]) from error
         try:
             output._lock()
-            output._repair(restart=restart)
-            yield output
+            output._must_be_there()
+            with output._gone_when_empty() if is_new else nullcontext():
+                output._repair(restart=restart)
+                yield output
         finally:
             output._file.close()
 
@@ -92,6 +97,16 @@ class Output:
         kept = [line for line, found in zip(self._file, done, strict=True) if found.is_answer]
         if len(kept) < len(done):
             self._replace(kept)
+
+    @contextmanager
+    def _gone_when_empty(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            if os.fstat(self._file.fileno()).st_size == 0:
+                with suppress(PermissionError):  # Windows removes no file that is open
+                    self._path.unlink(missing_ok=True)
+            raise
 
     def _repair(self, *, restart: bool) -> None:
         """Cut a torn last line off, or everything."""
@@ -125,7 +140,15 @@ class Output:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError([f"{self._path}: another run is writing it"]) from None
+            raise self._taken() from None
+
+    def _must_be_there(self) -> None:
+        """Another run may have removed or replaced the file between its being opened and locked here."""
+        if not self._path.exists() or not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+            raise self._taken()
+
+    def _taken(self) -> ConfigError:
+        return ConfigError([f"{self._path}: another run is writing it"])
 
     def _parsed(self, number: int, line: bytes) -> Done:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from serve_app.bulk.pool import check_concurrency
 from serve_app.client import connect
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class PredictBatches:
         application: its ``name`` in ``serve_config.yaml``.
         concurrency: calls in work at once, for each worker of Ray Data.
         client: in place of one that connects to the application.
+
+    Raises:
+        ValueError: ``concurrency`` is below 1.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class PredictBatches:
         concurrency: int = 32,
         client: Client | None = None,
     ) -> None:
+        check_concurrency(concurrency)
         self._program = program
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)

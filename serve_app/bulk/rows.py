@@ -2,16 +2,19 @@
 
 A line is an object of inputs, ``{"ticket": "…"}``. Where one of its keys is ``inputs`` or ``options`` it is the body of
 an HTTP call, ``{"inputs": {…}, "options": {…}}``, and nothing else: a program with an input of such a name takes this
-form. Blank lines are skipped, and counted. A row is known by the number of its line and by its hash.
+form. Blank lines are skipped, and counted. A row is known by the number of its line and by its hash. The file is read
+twice, to check and to ask, so it must be one: no pipe, and nothing compressed. A byte order mark is skipped.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic_core import from_json
 
@@ -20,6 +23,7 @@ from serve_app.errors import ConfigError, InvalidInputs
 
 BODY_KEYS = frozenset({"inputs", "options"})
 HASH_DIGITS = 16
+GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,28 @@ def read_rows(path: Path, program: str) -> Iterator[Row]:
         ConfigError: the file cannot be read, or a line is not a row; it names the line.
     """
     try:
+        _must_be_file(path)
         with path.open("rb") as lines:
+            _skip_mark(path, lines)
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _row(path, number, line, program)
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror or error}"]) from error
+
+
+def _must_be_file(path: Path) -> None:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ConfigError([f"{path}: must be a regular file, no pipe or device: it is read twice"])
+
+
+def _skip_mark(path: Path, file: IO[bytes]) -> None:
+    """Go past a byte order mark; what is compressed is refused."""
+    start = file.read(len(codecs.BOM_UTF8))
+    if start.startswith(GZIP):
+        raise ConfigError([f"{path}: is compressed with gzip: unpack it first"])
+    if start != codecs.BOM_UTF8:
+        file.seek(0)
 
 
 def _row(path: Path, number: int, line: bytes, program: str) -> Row:

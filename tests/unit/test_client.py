@@ -1,6 +1,8 @@
 """The Python client: what it sends, what it gives back, what it raises."""
 
 import asyncio
+import pickle
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,6 +35,9 @@ REPLY = {"outputs": {"answer": "fine"}, "meta": {"model": "large"}}
 
 class FakeHandle:
     """Remembers the call; answers or raises."""
+
+    app_name = "triage"
+    is_initialized = True
 
     def __init__(self, reply=REPLY) -> None:
         self.predict = self
@@ -98,6 +103,15 @@ def test_what_was_raised_in_the_replica_is_raised_here() -> None:
     wrapped = RayTaskError("predict", "traceback", InvalidInputs("inputs.question: missing"))
     with pytest.raises(InvalidInputs, match=r"inputs\.question"):
         Client(FakeHandle(wrapped.as_instanceof_cause())).predict("ask")
+
+
+@pytest.mark.parametrize("how", ["predict", "apredict"])
+def test_what_was_raised_before_the_call_had_an_id_gets_the_callers(how) -> None:
+    wrapped = RayTaskError("predict", "traceback", InvalidInputs("inputs.question: missing", 2.0))
+    handle = FakeHandle(wrapped.as_instanceof_cause())
+    with pytest.raises(InvalidInputs) as told:
+        ask(Client(handle), how)
+    assert (told.value.request_id, told.value.retry_after_s) == (handle.sent[3], 2.0)
 
 
 def test_what_is_none_of_ours_is_still_one_of_ours() -> None:
@@ -179,6 +193,15 @@ def test_an_application_that_does_not_run_is_no_route(monkeypatch) -> None:
         connect("other")
 
 
+def test_a_client_passed_to_another_process_connects_there_by_the_applications_name(monkeypatch) -> None:
+    there = FakeHandle()
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.serve.get_app_handle", {"triage": there}.__getitem__)
+    client = pickle.loads(pickle.dumps(Client(FakeHandle()).with_options(model="large")))
+    assert client.predict("ask", question="why?").answer == "fine"
+    assert there.sent[2] == {"model": "large"}
+
+
 class Silent(FakeHandle):
     """Never answers."""
 
@@ -254,6 +277,48 @@ async def test_refused_rows_are_asked_again_and_own_options_go_before() -> None:
 
 async def test_many_rows_work_inside_a_running_loop() -> None:
     assert len(list(Client(Picky()).predict_many("ask", ROWS))) == 3
+
+
+@pytest.mark.parametrize("concurrency", [0, -3])
+@pytest.mark.parametrize("how", ["predict_many", "apredict_many"])
+def test_many_rows_with_nothing_in_work_are_refused_at_once(how, concurrency) -> None:
+    with pytest.raises(ValueError, match=f"concurrency must be at least 1, not {concurrency}"):
+        getattr(Client(Picky()), how)("ask", ROWS, concurrency=concurrency)
+
+
+def test_batches_with_nothing_in_work_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="concurrency must be at least 1, not 0"):
+        PredictBatches("ask", ["question"], ["answer"], concurrency=0, client=Client(Picky()))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"), [(["why?"], "mapping of inputs by name, not list"), ({5: "why?"}, "must be a string, not int")]
+)
+def test_a_row_that_cannot_be_inputs_fails_alone(row, says) -> None:
+    found = {predicted.index: predicted for predicted in Client(Picky()).predict_many("ask", [row, ROWS[0]])}
+    assert found[1].prediction.answer == "A"
+    assert (type(found[0].error), found[0].inputs) == (InvalidInputs, row)
+    assert says in str(found[0].error)
+
+
+class Hanging(Picky):
+    """Answers the first question and no other."""
+
+    def remote(self, program, inputs, options, request_id, trace):
+        answer = super().remote(program, inputs, options, request_id, trace)
+        return answer if len(self.asked) == 1 else Silent()
+
+
+@pytest.mark.parametrize("how", ["break", "close"])
+def test_who_leaves_the_loop_hears_nothing_of_what_was_in_work(how, caplog) -> None:
+    answers = Client(Hanging()).predict_many("ask", ROWS, concurrency=2)
+    for _ in answers:
+        if how == "break":
+            break
+        answers.close()
+    del answers
+    assert caplog.messages == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "switchyard-bulk"]
 
 
 def test_who_stops_to_iterate_asks_no_more() -> None:

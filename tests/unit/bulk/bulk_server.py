@@ -10,17 +10,27 @@ from typing import Any
 
 from aiohttp import web
 
-Answers = Callable[[str, int], tuple[int, dict[str, Any], dict[str, str]]]
+Body = dict[str, Any] | str
+"""The application's own JSON, or the plain text of a proxy in front of it."""
+Answers = Callable[[str, int], tuple[int, Body, dict[str, str]]]
 """From a ticket and how often it was asked, to status, body and headers."""
 
 
-def answered(ticket: str, tries: int) -> tuple[int, dict[str, Any], dict[str, str]]:
+def answered(ticket: str, tries: int) -> tuple[int, Body, dict[str, str]]:
     return 200, {"outputs": {"category": ticket.upper()}, "meta": {"cost_usd": 0.5}}, {}
+
+
+def reply(status: int, body: Body, headers: dict[str, str] | None = None) -> web.Response:
+    if isinstance(body, str):
+        return web.Response(text=body, status=status, headers=headers)
+    content_type = "application/json" if status == 200 else "application/problem+json"
+    return web.json_response(body, status=status, headers=headers, content_type=content_type)
 
 
 class BulkServer:
     def __init__(self, answers: Answers = answered) -> None:
         self.answers = answers
+        self.description: tuple[int, Body] = 200, {"name": "triage", "inputs": {}}
         self.asked: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.most_at_once = self._at_once = 0
@@ -42,12 +52,12 @@ class BulkServer:
         if len(self.bodies) > self.goes_away_after and request.transport is not None:
             request.transport.abort()
         status, answer, headers = self.answers(ticket, self.asked[ticket])
-        return web.json_response(answer, status=status, headers=headers)
+        return reply(status, answer, headers)
 
     async def _describe(self, request: web.Request) -> web.Response:
         if request.match_info["program"] != "triage":
-            return web.json_response({"code": "unknown_program", "detail": "did you mean 'triage'?"}, status=404)
-        return web.json_response({"name": "triage", "inputs": {}})
+            return reply(404, {"code": "unknown_program", "detail": "did you mean 'triage'?"})
+        return reply(*self.description)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:

@@ -106,6 +106,44 @@ def test_two_runs_do_not_write_one_file(tmp_path) -> None:
         assert len(list(output.done())) == 1
 
 
+def fail_after(path, *outcomes) -> None:
+    with Output.open(path) as output:
+        for number, outcome in enumerate(outcomes, 1):
+            output.append(row(number), outcome)
+        raise ZeroDivisionError
+
+
+def test_what_fails_before_anything_is_written_leaves_no_new_file(tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(ZeroDivisionError):
+        fail_after(path)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(ZeroDivisionError):
+        fail_after(path)
+    assert path.exists()
+
+
+def test_what_fails_later_keeps_what_was_written(tmp_path) -> None:
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(ZeroDivisionError):
+        fail_after(path, ANSWER)
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_file_that_another_run_took_away_while_it_was_opened_is_refused(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "out.jsonl"
+    lock = Output._lock
+
+    def lock_too_late(output: Output) -> None:
+        path.unlink()
+        lock(output)
+
+    monkeypatch.setattr(Output, "_lock", lock_too_late)
+    with pytest.raises(ConfigError, match="another run"), Output.open(path):
+        pass
+
+
 def test_a_directory_that_is_not_there_is_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match="No such file"), Output.open(tmp_path / "none" / "out.jsonl"):
         pass

@@ -88,3 +88,30 @@ async def test_what_work_raises_ends_it() -> None:
     with pytest.raises(ValueError):
         async for _ in as_finished(range(9), work, 4):
             pass
+
+
+@pytest.mark.parametrize("concurrency", [0, -3])
+async def test_what_would_let_nothing_be_in_work_is_refused_at_once(concurrency) -> None:
+    with pytest.raises(ValueError, match=f"concurrency must be at least 1, not {concurrency}"):
+        as_finished([1], asyncio.sleep, concurrency)
+
+
+def broken_after(count: int):
+    yield from range(count)
+    raise KeyError("source")
+
+
+async def test_a_source_that_raises_in_the_first_fill_leaves_nothing_in_work() -> None:
+    with pytest.raises(KeyError, match="source"):
+        await anext(as_finished(broken_after(2), asyncio.sleep, 4))
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_source_that_raises_later_loses_nothing_that_is_ready() -> None:
+    async def work(item: int) -> int:
+        return item
+
+    results = as_finished(broken_after(4), work, 4)
+    assert sorted([await anext(results) for _ in range(4)]) == [0, 1, 2, 3]
+    with pytest.raises(KeyError, match="source"):
+        await anext(results)

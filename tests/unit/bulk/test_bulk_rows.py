@@ -1,6 +1,8 @@
 """The input file: both forms of a line, and what is refused with the number of its line."""
 
+import gzip
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -54,6 +56,27 @@ def test_what_could_mean_two_things_or_nothing_is_refused(tmp_path, line, says) 
 def test_a_file_that_is_not_there_is_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"none\.jsonl: No such file"):
         list(read_rows(tmp_path / "none.jsonl", "triage"))
+
+
+@pytest.mark.timeout(10)  # who opens a pipe without a writer waits for ever
+def test_a_pipe_is_refused_because_it_can_be_read_only_once(tmp_path) -> None:
+    path = tmp_path / "in.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match=r"in\.jsonl: must be a regular file"):
+        list(read_rows(path, "triage"))
+
+
+def test_a_compressed_file_is_refused_as_such(tmp_path) -> None:
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"ticket": "x"}\n'))
+    with pytest.raises(ConfigError, match=r"in\.jsonl\.gz: is compressed with gzip"):
+        list(read_rows(path, "triage"))
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path) -> None:
+    text = '{"ticket": "x"}\n{"ticket": "y"}\n'
+    assert rows(tmp_path, "\ufeff" + text) == rows(tmp_path, text)
+    assert rows(tmp_path, "\ufeff") == rows(tmp_path, "") == []
 
 
 @settings(max_examples=30)

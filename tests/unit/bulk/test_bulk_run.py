@@ -88,6 +88,57 @@ async def test_a_refused_row_is_asked_again(tmp_path, status) -> None:
     assert "outputs" in written(tmp_path)[2]
 
 
+ABSENT = [
+    (404, "Path '/v1/programs/triage' not found."),
+    (500, "Internal Server Error"),
+    (502, "<html>Bad Gateway</html>"),
+    (503, "Service Unavailable"),
+    (504, '{"message": "upstream timed out"}'),
+    (200, "<html>Welcome</html>"),
+]
+"""What a proxy says when no application is behind it, or a stranger."""
+
+
+def proxy(status: int, body: str, until: int = 10**9):
+    return lambda ticket, tries: answered(ticket, tries) if ticket != "b" or tries > until else (status, body, {})
+
+
+@pytest.mark.parametrize(("status", "body"), ABSENT)
+async def test_a_row_that_only_a_proxy_replied_to_is_asked_again(tmp_path, status, body) -> None:
+    server = BulkServer(proxy(status, body, until=2))
+    async with server.running() as url:
+        await bulk(tmp_path, url).run(Tally(io.StringIO()))
+    assert server.asked["b"] == 3
+    assert "outputs" in written(tmp_path)[2]
+
+
+@pytest.mark.parametrize(("status", "body"), ABSENT)
+async def test_an_application_that_is_gone_behind_its_proxy_fails_no_row(tmp_path, status, body) -> None:
+    async with BulkServer(proxy(status, body)).running() as url:
+        with pytest.raises(NoRoute, match=f"does not answer any more: .*HTTP status {status}"):
+            await bulk(tmp_path, url, concurrency=1, retries=Retries(0)).run(Tally(io.StringIO()))
+    assert list(written(tmp_path)) == [1]
+
+
+@pytest.mark.parametrize("status", [401, 403, 408, 413])
+async def test_what_a_proxy_refuses_for_good_is_the_rows_end_and_says_why(tmp_path, status) -> None:
+    server = BulkServer(proxy(status, "<html>\n  Go away" + " and away" * 99))
+    async with server.running() as url:
+        await bulk(tmp_path, url).run(Tally(io.StringIO()))
+    error = written(tmp_path)[2]["error"]
+    assert (server.asked["b"], error["code"]) == (1, f"http_{status}")
+    assert error["detail"].startswith(f"HTTP status {status}: <html> Go away and away")
+    assert len(error["detail"]) < 150
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, "unknown_model"), (500, "program_error")])
+async def test_what_the_application_itself_refuses_is_final_whatever_the_status(tmp_path, status, code) -> None:
+    server = BulkServer(refuse(status, code))
+    async with server.running() as url:
+        await bulk(tmp_path, url).run(Tally(io.StringIO()))
+    assert (server.asked["b"], written(tmp_path)[2]["error"]["code"]) == (1, code)
+
+
 @pytest.mark.parametrize(("status", "code"), [(422, "invalid_inputs"), (502, "bad_output"), (504, "deadline_exceeded")])
 async def test_a_failed_row_is_kept_with_its_error_and_the_others_go_on(tmp_path, status, code) -> None:
     server, shown = BulkServer(refuse(status, code)), io.StringIO()
@@ -167,10 +218,41 @@ async def test_nobody_at_the_url_is_said_at_once(tmp_path) -> None:
         await bulk(tmp_path, url).run(Tally(io.StringIO()))
 
 
-async def test_a_program_that_is_not_served_is_said_at_once(tmp_path) -> None:
+async def test_a_program_that_is_not_served_is_said_at_once_and_leaves_no_output(tmp_path) -> None:
     async with BulkServer().running() as url:
         with pytest.raises(ConfigError, match="did you mean 'triage'"):
             await bulk(tmp_path, url, program="tri/age").run(Tally(io.StringIO()))
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(("status", "body"), ABSENT)
+async def test_a_proxy_without_an_application_is_said_at_once(tmp_path, status, body) -> None:
+    server = BulkServer()
+    server.description = status, body
+    async with server.running() as url:
+        with pytest.raises(ConfigError, match=f"something answers at .*, but no Switchyard .*{status}.*still starting"):
+            await bulk(tmp_path, url).run(Tally(io.StringIO()))
+
+
+async def test_a_proxy_that_lets_nobody_in_is_said_at_once(tmp_path) -> None:
+    server = BulkServer()
+    server.description = 403, "Members only"
+    async with server.running() as url:
+        with pytest.raises(ConfigError, match="HTTP status 403: Members only"):
+            await bulk(tmp_path, url).run(Tally(io.StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("127.0.0.1:8000", "http:// is missing, as in http://127.0.0.1:8000"),
+        ("localhost:8000/compact", "http:// is missing, as in http://localhost:8000/compact"),
+        ("ftp://127.0.0.1", "must begin with http:// or https://"),
+    ],
+)
+async def test_a_url_that_is_none_for_http_says_what_is_missing(tmp_path, url, says) -> None:
+    with pytest.raises(ConfigError, match=says):
+        await bulk(tmp_path, url).run(Tally(io.StringIO()))
 
 
 async def test_an_application_that_goes_away_fails_no_row(tmp_path) -> None:
