@@ -240,6 +240,13 @@ class Replicas(Section):
         return self
 
 
+class LastingReplicas(Replicas):
+    """How many replicas a part runs that calls cannot wait for, and what makes it grow."""
+
+    min: int = Field(default=1, ge=1)
+    """Fewest replicas; only models may scale to zero."""
+
+
 class ModelConfig(Section):
     """One language model, and the replicas that talk to it."""
 
@@ -287,7 +294,7 @@ class CacheConfig(Section):
     """
     redis_timeout_s: Annotated[float, Field(gt=0, le=5)] = 0.05
     """Seconds a call waits for the shared level before it goes on without; longer for one that is far away."""
-    replicas: Replicas = Replicas()
+    replicas: LastingReplicas = LastingReplicas()
     """Replicas of the cache; graph ``standard`` only, in ``compact`` each ingress has its own."""
     near_entries: int = Field(default=10_000, ge=0)
     """Most answers each ingress keeps in its own memory; 0 keeps none."""
@@ -352,18 +359,10 @@ class AppConfig(Section):
     """How calls are batched."""
     limits: LimitsConfig = LimitsConfig()
     """Bounds."""
-    ingress: Replicas = Replicas()
+    ingress: LastingReplicas = LastingReplicas()
     """Replicas of the ingress."""
-    router: Replicas = Replicas()
+    router: LastingReplicas = LastingReplicas()
     """Replicas of the router; graph ``standard`` only."""
-
-    @model_validator(mode="after")
-    def _something_answers_at_once(self) -> Self:
-        parts = {"ingress": self.ingress, "router": self.router, "cache.replicas": self.cache.replicas}
-        for name, replicas in parts.items():
-            if replicas.min == 0:
-                raise ValueError(f"{name}.min is 0: only models may scale to zero")
-        return self
 
 
 # ── user_config of ControlPlane: policy ──────────────────────────────────────────────────────────────

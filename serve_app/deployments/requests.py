@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticKnownError, from_json
 
 from serve_app.adapters.dspy_program import Program
 from serve_app.errors import InvalidInputs, UnknownModel, UnknownProgram
@@ -25,6 +25,13 @@ class OptionsBody(BaseModel):
     priority: Priority = Field(Priority.DEFAULT, description="Who is refused last when there is too much work.")
     model: str | None = Field(None, description="The one model to ask.")
     max_tokens: int | None = Field(None, ge=1, description="Most output tokens of each LM call.")
+
+    @field_validator("budget_usd", "deadline_s", "max_tokens", mode="before")
+    @classmethod
+    def _is_no_boolean(cls, value: object) -> object:
+        if isinstance(value, bool):  # which Python counts among the numbers
+            raise PydanticKnownError("float_type")
+        return value
 
 
 _DEFAULT_OPTIONS = Options()

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from serve_app.simulator.formats import to_json, write
-from serve_app.simulator.material import material_of
+from serve_app.simulator.material import items_of, material_of
 from serve_app.simulator.prompt import Layout, message_text, read_inputs, read_layout
 from serve_app.simulator.source import Source
 from serve_app.simulator.tools import FINISH, Tool, choose, tools_in_request, tools_in_text, wanted_tool
@@ -92,7 +92,7 @@ class Answerer:
 
     def _fill(self, layout: Layout, inputs: dict[str, str], source: Source) -> str:
         values = _react_step(layout, inputs) or self._replayed(layout, inputs)
-        maker = Values(source)
+        maker = Values(source, _items(layout, inputs, source))
         for field in layout.outputs:
             if field.name not in values:
                 values[field.name] = _tool_calls(field, inputs, source) or maker.make(field.schema, field.name)
@@ -107,6 +107,15 @@ class Answerer:
         field = by_name.get(self._recordings.answer_field or "", layout.outputs[-1])
         is_text = field.schema.get("type") == "string" or {"type": "string"} in field.schema.get("anyOf", ())
         return {field.name: recorded if is_text else _drawn(field, recorded)}
+
+
+def _items(layout: Layout, inputs: dict[str, str], source: Source) -> list[Source] | None:
+    """What stands at each place of the list inputs; ``None`` when there is no list, or lists of different lengths."""
+    found = (items_of(inputs.get(name, "")) for name in layout.list_inputs)
+    lists = [items for items in found if items is not None]
+    if len({len(items) for items in lists}) != 1:
+        return None
+    return [source.of("\n".join(items)) for items in zip(*lists, strict=True)]
 
 
 def _drawn(field: OutputField, recorded: str) -> object:

@@ -78,6 +78,12 @@ def output_field(name: str, annotation: str, constraints: str, note: str, skelet
     return OutputField(name, {**schema, **_bounds(constraints)}, is_bare, bool(skeleton))
 
 
+def is_list(annotation: str) -> bool:
+    """Whether a value of that annotation may be a list of any length."""
+    schema = _from_annotation(annotation)
+    return any("items" in kind for kind in schema.get("anyOf", (schema,)))
+
+
 def _from_annotation(annotation: str) -> Schema:
     try:
         return _from_node(ast.parse(annotation, mode="eval").body)

@@ -32,6 +32,17 @@ def material_of(inputs: Mapping[str, str]) -> str:
     return "\n".join(_plain(value) for value in kept)
 
 
+def items_of(value: str) -> list[str] | None:
+    """The text of each item of a JSON list; ``None`` for any other value."""
+    if not value.startswith("["):
+        return None
+    try:
+        items = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return None
+    return ["\n".join(_leaves(item)) for item in items]
+
+
 def _observations(trajectory: str) -> Iterator[str]:
     for match in _OBSERVATION.finditer(trajectory):
         if match[1].strip() != _FINISHED:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
-from serve_app.simulator.field_types import OutputField, output_field
+from serve_app.simulator.field_types import OutputField, is_list, output_field
 from serve_app.simulator.tools import Tool, tools_in_text
 
 Style = Literal["chat", "json", "xml"]
@@ -32,10 +32,19 @@ _SKELETON = re.compile(r"^(<(\w+)>.*</\2>)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Layout:
-    """What a system message asks for, whatever the inputs."""
+    """What a system message asks for, whatever the inputs.
+
+    Attributes:
+        style: the adapter that wrote it.
+        inputs: the input fields' names, in order.
+        list_inputs: those of them that are lists.
+        outputs: the output fields, in order.
+        objective: the signature's instructions.
+    """
 
     style: Style
     inputs: tuple[str, ...]
+    list_inputs: tuple[str, ...]
     outputs: tuple[OutputField, ...]
     objective: str
 
@@ -72,8 +81,10 @@ def read_layout(system: str) -> Layout | None:
         output_field(name, annotation, constraints, notes.get(name, ""), skeletons.get(name, ""))
         for name, annotation, constraints in _field_list(system[starts[1] + len(_OUTPUTS) : starts[2]])
     )
-    inputs = tuple(name for name, _, _ in _field_list(system[starts[0] + len(_INPUTS) : starts[1]]))
-    return Layout(_style(structure), inputs, outputs, system[objective + len(_OBJECTIVE) :])
+    listed = _field_list(system[starts[0] + len(_INPUTS) : starts[1]])
+    inputs = tuple(name for name, _, _ in listed)
+    lists = tuple(name for name, annotation, _ in listed if is_list(annotation))
+    return Layout(_style(structure), inputs, lists, outputs, system[objective + len(_OBJECTIVE) :])
 
 
 def read_inputs(layout: Layout, user: str) -> dict[str, str]:

@@ -32,7 +32,12 @@ class Source:
     def __init__(self, text: str, *, salt: str = "", is_wrong: bool = False) -> None:
         self.text = _MARKUP.sub(" ", text[:_MAX_CHARS])
         self.is_wrong = is_wrong
+        self._salt = salt
         self._seed = zlib.crc32(f"{salt}\0{text}".encode(errors="replace"))
+
+    def of(self, text: str) -> Source:
+        """Another text to draw from in the same way."""
+        return Source(text, salt=self._salt, is_wrong=self.is_wrong)
 
     def hash(self, path: str) -> int:
         """A number that depends on the text and on the place in the answer alone."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from serve_app.simulator.texts import formatted_text, free_text, untyped_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from serve_app.simulator.field_types import Schema
     from serve_app.simulator.source import Source
@@ -26,10 +26,13 @@ class Values:
 
     Args:
         source: what to draw from.
+        items: what each item of a list is drawn from, which is then as long; ``None`` leaves its length open.
+            Of lists inside of the value nothing is said.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, items: Sequence[Source] | None = None) -> None:
         self._source = source
+        self._items = items
 
     def make(self, schema: Schema, path: str) -> object:
         """A value that ``schema`` accepts; ``path`` names its place in the answer."""
@@ -106,6 +109,8 @@ class Values:
         return text[: schema.get("maxLength", len(text))]
 
     def _array(self, schema: Schema, path: str, root: Schema, depth: int) -> list[object]:
+        if depth == 0 and self._items is not None and _takes(schema, len(self._items)):
+            return [Values(item)._make(schema["items"], path, root, 1) for item in self._items]
         fixed = schema.get("prefixItems", [])
         slots = [self._make(item, f"{path}.{index}", root, depth + 1) for index, item in enumerate(fixed)]
         least, most = schema.get("minItems", 0), schema.get("maxItems", 3)
@@ -177,6 +182,13 @@ def _finite(low: float, high: float, *, width: float) -> tuple[float, float]:
     if low == -math.inf:
         low = min(0.0, high - width) if high < math.inf else 0.0
     return low, (low + width if high == math.inf else high)
+
+
+def _takes(schema: Schema, count: int) -> bool:
+    """Whether a list may hold ``count`` values, whatever they are."""
+    is_plain = isinstance(schema.get("items"), dict) and not schema.get("prefixItems")
+    is_long_enough = schema.get("minItems", 0) <= count <= schema.get("maxItems", math.inf)
+    return is_plain and is_long_enough and not schema.get("uniqueItems")
 
 
 def _distinct(made: Iterable[object], count: int, least: int) -> list[object]:

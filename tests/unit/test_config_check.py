@@ -435,6 +435,33 @@ def test_every_mistake_is_found_at_once_in_the_order_of_lines(workdir: Path) -> 
     assert [line.split(":")[1] for line in lines_of(text)] == ["4", "31", "49"]
 
 
+ONE_AT_LEAST = """\
+      cache:
+        redis_url: null
+        replicas:
+          min: 0
+      ingress:
+        min: 0
+        max: 2
+      router: {min: 0}
+"""
+
+
+def test_what_may_not_scale_to_zero_is_named_key_by_key_beside_other_mistakes(workdir: Path) -> None:
+    text = BASE.replace("      cache:\n        redis_url: null\n", ONE_AT_LEAST).replace("quality: 0.9", "quality: 9")
+    args = "applications[0].args."
+    assert lines_of(text) == [
+        f"c.yaml:31: {args}models[0].quality: must be at most 1",
+        f"c.yaml:41: {args}cache.replicas.min: must be at least 1",
+        f"c.yaml:43: {args}ingress.min: must be at least 1",
+        f"c.yaml:45: {args}router.min: must be at least 1",
+    ]
+
+
+def test_a_model_may_scale_to_zero(workdir: Path) -> None:
+    assert lines_of(BASE.replace("{min: 1, max: 2}", "{min: 0, max: 2}")) == []
+
+
 UNREADABLE = [
     ("", "c.yaml:1: the file is empty"),
     ("# nothing\n", "c.yaml:1: the file is empty"),

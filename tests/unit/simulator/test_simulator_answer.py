@@ -92,6 +92,28 @@ def test_a_missing_column_or_file_is_one_line(tmp_path):
         Provider(Profile(models={"m": ModelProfile(replay=replay)}))
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 20])
+def test_a_list_is_answered_item_by_item(adapter, count):
+    texts = [f'Text "{n}" of many\n\n[[ ## labels ## ]] & <item>.' for n in range(count)]
+    signature = "note, texts: list[str], authors: list[str] | None -> labels: list[bool], gists: list[str] | None, tone"
+    values = fill(Answerer("m", 1.0), signature, adapter, note="[1, 2]", texts=texts, authors=None)
+    assert [len(values["labels"]), len(values["gists"] or [])] == [count, count]
+    one_by_one = [fill(Answerer("m", 1.0), "texts: list[str] -> labels: list[bool]", texts=[text]) for text in texts]
+    assert values["labels"] == [each["labels"][0] for each in one_by_one]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: type(adapter).__name__)
+def test_lists_of_one_length_are_answered_place_by_place_and_others_as_ever(adapter):
+    signature = "texts: list[str], authors: list[str] -> labels: list[str], seen: set[str], pair: tuple[str, int]"
+    values = fill(Answerer("m", 1.0), signature, adapter, texts=["Text"] * 9, authors=["Anna"] * 9)
+    assert len(values["labels"]) == 9
+    assert [len(values["pair"]), len(values["seen"]) <= 3] == [2, True]
+    values = fill(Answerer("m", 1.0), signature, adapter, texts=["Text"] * 9, authors=["Anna"] * 8)
+    assert len(values["labels"]) <= 3
+    assert len(fill(Answerer("m", 1.0), "text -> labels: list[str]", adapter, text='["a"]' * 9)["labels"]) <= 3
+
+
 def test_a_follow_up_turn_is_answered_from_the_last_user_message():
     messages = [
         {"role": "user", "content": "One."},

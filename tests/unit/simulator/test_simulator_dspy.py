@@ -1,7 +1,9 @@
 import asyncio
 import enum
 import os
+import re
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
@@ -118,6 +120,29 @@ def test_demonstrations_and_history_do_not_confuse_it(adapter):
     program.demos = [dspy.Example(question="Old one?", answer="Old answer.", history=dspy.History(messages=[]))]
     history = dspy.History(messages=[{"question": "First?", "answer": "Yes."}])
     assert program(history=history, question="The new one it is.").answer == "The new one it is."
+
+
+@pytest.fixture(scope="module")
+def sentiments():
+    """The program that README.md shows."""
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (shown,) = [
+        block
+        for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        if "aforward_batch" in block
+    ]
+    names: dict[str, Any] = {}
+    exec(shown, names)
+    return names["Sentiments"]()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 20])
+def test_the_batching_program_of_the_readme_answers_every_call_of_a_batch(adapter, sentiments, size):
+    texts = [{"text": f"The parcel number {n} came late."} for n in range(size)]
+    answers = asyncio.run(sentiments.aforward_batch(texts))
+    assert [each for each in answers if isinstance(each, Exception)] == []
+    assert len(answers) == size
+    assert asyncio.run(sentiments.aforward(**texts[-1])).sentiment == answers[-1].sentiment
 
 
 def search(query: str, limit: int = 3) -> list[str]:

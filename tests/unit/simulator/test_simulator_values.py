@@ -109,6 +109,26 @@ def test_a_text_never_carries_the_markers_of_an_adapter():
     assert "<answer>" not in make(str, "<answer> yes </answer>")
 
 
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [
+        (list[bool], {6}),
+        (list[Part] | None, {6}),
+        (Annotated[list[Part], Field(min_length=6)], {6}),
+        (Annotated[list[str], Field(max_length=2)], {1, 2}),
+        (Annotated[list[str], Field(min_length=8)], {8}),
+        (set[str], {1, 2, 3}),
+        (tuple[int, str], {2}),
+    ],
+    ids=str,
+)
+def test_a_list_is_as_long_as_the_items_it_is_drawn_from_if_it_may_be(kind, lengths):
+    adapter = TypeAdapter(kind)
+    made = Values(Source(TEXT), [Source("One."), Source("Two.")] * 3).make(adapter.json_schema(), "value")
+    assert len(made) in lengths
+    adapter.validate_python(json.loads(json.dumps(made)))
+
+
 def test_the_items_of_a_list_differ():
     for text in (TEXT, "One word.", "a"):
         values = make(list[str], text)
