@@ -23,6 +23,10 @@ TIMEOUT_S: Final = 1.0
 """Seconds an operation may take; nobody's call waits for it."""
 RETRY_S: Final = 2.0
 """Seconds after which a state that could not be written is tried again."""
+READ_ATTEMPTS: Final = 20
+READ_PAUSE_S: Final = 0.5
+"""Seconds between attempts to read. All of them last longer than a first policy that is refused waits (``RECALL_S``):
+a life that ends for want of a policy has not written a state without one over a state that it could not read."""
 MAX_BYTES: Final = 1_000_000
 """Longest state read: a few hundred bytes a model are usual."""
 
@@ -43,9 +47,15 @@ class ControlMemory:
         self._name = f"switchyard-control:{application}"
 
     async def load(self) -> object:
-        """What was written last, as JSON's own types; ``None`` when there is nothing that can be read."""
+        """What was written last, as JSON's own types; ``None`` when there is nothing that can be read.
+
+        Raises:
+            ConnectionError: the Redis does not answer.
+        """
         data = await self._redis.run(self._get)
-        if not isinstance(data, bytes) or len(data) > MAX_BYTES:
+        if data is None:
+            raise ConnectionError("the Redis does not answer")
+        if len(data) > MAX_BYTES:
             return None
         with contextlib.suppress(ValueError):
             return from_json(data)
@@ -60,12 +70,15 @@ class ControlMemory:
         """Close every connection."""
         await self._redis.aclose()
 
-    async def _get(self, redis: Client) -> object:
-        return await redis.get(self._name)
+    async def _get(self, redis: Client) -> bytes:
+        data = await redis.get(self._name)
+        return data if isinstance(data, bytes) else b""
 
 
 async def remember(plane: ControlPlane, addresses: AsyncIterator[str], application: str) -> None:
     """Restore the plane's state once, then write it down whenever it changes, for as long as ``addresses`` lasts.
+
+    Sets ``plane.recalled`` when all that is remembered has been told, or there is nothing to ask.
 
     Args:
         plane: whose state.
@@ -81,6 +94,7 @@ async def remember(plane: ControlPlane, addresses: AsyncIterator[str], applicati
         if writer is not None:
             await writer
     finally:
+        plane.recalled.set()
         if writer is not None:
             writer.cancel()
 
@@ -92,9 +106,7 @@ async def _write_through(plane: ControlPlane, url: str, application: str) -> Non
         log.error("state.not_kept", extra={"problems": error.problems})  # noqa: TRY400 - the lines say it all
         return
     try:
-        state = await memory.load()
-        if state is not None:
-            log.warning("state.%s", "restored" if plane.restore(state) else "unreadable")
+        await _recall(plane, memory)
         while True:
             plane.changed.clear()
             if not await memory.save(plane.state()):
@@ -103,3 +115,14 @@ async def _write_through(plane: ControlPlane, url: str, application: str) -> Non
             await plane.changed.wait()
     finally:
         await memory.aclose()
+
+
+async def _recall(plane: ControlPlane, memory: ControlMemory) -> None:
+    for _ in range(READ_ATTEMPTS):
+        with contextlib.suppress(ConnectionError):
+            state = await memory.load()
+            if state is not None:
+                log.warning("state.%s", "restored" if plane.restore(state) else "unreadable")
+            break
+        await asyncio.sleep(READ_PAUSE_S)
+    plane.recalled.set()

@@ -7,13 +7,12 @@ the health of each model over the sum of all reports, the level of service, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
-
-from pydantic import TypeAdapter, ValidationError
+from dataclasses import replace
+from typing import Any
 
 from serve_app.adapters.telemetry import Family, Labels, MetricsPage, gauge
 from serve_app.config import AppConfig, Policy
@@ -25,6 +24,7 @@ from serve_app.core.quality_board import QualityBoard
 from serve_app.core.recent_calls import RecentCalls
 from serve_app.core.roster import SILENCE_S, Roster
 from serve_app.core.service_level import ServiceLevel
+from serve_app.deployments.control_state import ControlState
 from serve_app.deployments.model_board import ModelBoard
 from serve_app.deployments.quality_status import quality_gauges, quality_status
 from serve_app.errors import ConfigError, ControlPlaneUnreachable, InvalidInputs
@@ -34,23 +34,9 @@ log = logging.getLogger("switchyard.control_plane")
 
 GATHER_S = 2.0
 """Seconds after a start anew in which no metrics are shown: not every replica has found the new control plane yet."""
+RECALL_S = 5.0
+"""Most seconds in which a first policy that is refused waits for the remembered one."""
 STATE_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What outlives the process; ``written_at`` is Unix time, ``since_s`` counts up to it."""
-
-    written_at: float
-    breakers: dict[str, Any]
-    level: Level
-    reason: str
-    since_s: float
-    orders: Orders
-    departed: tuple[Family, ...] = ()
-
-
-_STATE: Final = TypeAdapter(_State)
 
 
 class ControlPlane:
@@ -68,6 +54,8 @@ class ControlPlane:
     def __init__(self, config: AppConfig, *, clock: Clock = time.monotonic, unix_clock: Clock = time.time) -> None:
         self.changed = asyncio.Event()
         """Set whenever ``state`` has become worth writing down anew."""
+        self.recalled = asyncio.Event()
+        """Set once ``restore`` has had all that is remembered, be it nothing."""
         self._clock = clock
         self._unix_clock = unix_clock
         self._started = clock()
@@ -82,16 +70,28 @@ class ControlPlane:
         self._recent_calls = RecentCalls()
         self._had_a_life_before = False
         self._has_policy = False
+        self._remembered_policy: Policy | None = None
         self._policy_problems: tuple[str, ...] = ()
         self._orders = Orders()
         self._published: tuple[Any, ...] = ()
         self._noted: tuple[Any, ...] = ()
 
+    async def recall(self, user_config: Mapping[str, Any] | None) -> None:
+        """Wait until ``reconfigure`` can decide on ``user_config``; only a first policy that it will refuse takes time.
+
+        A memory that says nothing for ``RECALL_S`` counts as empty.
+        """
+        if self._has_policy or _is_valid(user_config):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RECALL_S):
+                await self.recalled.wait()
+
     def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
-        """Take a new policy; one that does not validate is refused and the old one stays.
+        """Take a new policy; one that does not validate is refused and the old one stays, be it an earlier life's.
 
         Ray stops a replica whose ``reconfigure`` raises, and with it would go the old policy. So only the first one
-        raises; the problems of a later one are logged and shown in the status.
+        raises, and only where none is remembered; the problems of others are logged and shown in the status.
 
         Raises:
             ConfigError: there is no old one; one line for each thing that is wrong.
@@ -100,12 +100,22 @@ class ControlPlane:
             policy = load_policy(user_config)
         except ConfigError as error:
             log.error("policy.refused", extra={"problems": error.problems})  # noqa: TRY400 - the lines say it all
-            if not self._has_policy:
-                raise
-            self._policy_problems = tuple(error.problems)
-            return
-        self._has_policy, self._policy_problems = True, ()
-        self._policy = policy
+            self._keep_policy(error)
+        else:
+            self._apply(policy)
+            self._policy_problems = ()
+        self._note_change()
+
+    def _keep_policy(self, error: ConfigError) -> None:
+        if not self._has_policy:
+            if self._remembered_policy is None:
+                raise error
+            self._apply(self._remembered_policy)
+        self._policy_problems = tuple(error.problems)
+
+    def _apply(self, policy: Policy) -> None:
+        self._has_policy = True
+        self._policy = self._remembered_policy = policy
         self._models.reconfigure(policy.breaker)
         self._level.reconfigure(policy.degradation)
         log.info("policy.applied")
@@ -181,23 +191,33 @@ class ControlPlane:
 
     def state(self) -> dict[str, Any]:
         """What the next life should know, as JSON's own types."""
-        level, departed = self._level.decision(), self._page.departed()
-        breakers = self._models.snapshot()
-        state = _State(self._unix_clock(), breakers, level.level, level.reason, level.since_s, self._orders, departed)
-        plain: dict[str, Any] = _STATE.dump_python(state, mode="json")
-        return plain
+        level = self._level.decision()
+        return ControlState(
+            written_at=self._unix_clock(),
+            breakers=self._models.snapshot(),
+            level=level.level,
+            reason=level.reason,
+            since_s=level.since_s,
+            orders=self._orders,
+            departed=self._page.departed(),
+            policy=self._remembered_policy,
+        ).dump()
 
     def restore(self, state: object) -> bool:
-        """Go on where ``state`` left off; False, and nothing done, when no control plane could have written it."""
-        try:
-            known = _STATE.validate_python(state)
-        except ValidationError:
+        """Go on where ``state`` left off; False, and nothing done, when no control plane could have written it.
+
+        Its policy is remembered for ``reconfigure`` to fall back on.
+        """
+        known = ControlState.read(state)
+        if known is None:
             return False
         age_s = max(0.0, self._unix_clock() - known.written_at)
         self._models.restore(known.breakers, age_s)
         self._level.restore(Decision(known.level, known.reason, known.since_s + age_s))
         self._order(known.orders)
         self._page.restore(known.departed)
+        if known.policy is not None and not self._has_policy:
+            self._remembered_policy = known.policy
         return True
 
     def _learn(self, report: Report) -> None:
@@ -210,7 +230,7 @@ class ControlPlane:
 
     def _note_change(self) -> None:
         """Set ``changed`` after anything that ``state`` tells, save for times that merely pass."""
-        told = (self._models.states(), self._level.level, self._orders, self._page.departures)
+        told = (self._models.states(), self._level.level, self._orders, self._page.departures, self._remembered_policy)
         if told != self._noted:
             self._noted = told
             self.changed.set()
@@ -292,3 +312,11 @@ class ControlPlane:
             gauge("dspy_degradation_cause", "1 for what holds the present level.", cause),
             *quality_gauges(self._quality, self._policy.routing),
         )
+
+
+def _is_valid(user_config: Mapping[str, Any] | None) -> bool:
+    try:
+        load_policy(user_config)
+    except ConfigError:
+        return False
+    return True

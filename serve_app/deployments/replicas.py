@@ -161,6 +161,11 @@ class ControlPlaneDeployment(Holding, ControlPlane):
         remembering = remember(self, redis_addresses(config.cache.redis_url, redis), application)
         self._held.callback(asyncio.get_running_loop().create_task(remembering).cancel)
 
+    async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:  # type: ignore[override]  # Ray awaits it
+        """Take a policy, once it is known what to fall back on: the first one comes right after the constructor."""
+        await self.recall(user_config)
+        super().reconfigure(user_config)
+
 
 class EmbeddedRedisDeployment:
     """A Redis-compatible server of our own, for a machine that has none."""

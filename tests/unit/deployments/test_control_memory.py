@@ -8,9 +8,11 @@ import pytest
 from deployment_fakes import app_config
 
 from serve_app.adapters.embedded_redis import EmbeddedRedis
+from serve_app.core import store_health
 from serve_app.deployments import control_memory
 from serve_app.deployments.control_memory import ControlMemory, remember
 from serve_app.deployments.control_plane import ControlPlane
+from serve_app.deployments.replicas import redis_addresses
 from serve_app.messages import Level
 
 
@@ -103,3 +105,32 @@ async def test_a_server_that_comes_back_is_told(url, tmp_path, monkeypatch) -> N
         await asyncio.sleep(0.1)
         door.symlink_to(url.removeprefix("unix://"))
         await until(lambda: _is_there(url, "late"))
+
+
+async def test_a_server_that_is_slow_to_come_loses_no_memory(url, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(control_memory, "READ_PAUSE_S", 0.02)
+    monkeypatch.setattr(store_health, "FIRST_PAUSE_S", 0.02)
+    first, second = ControlPlane(app_config()), ControlPlane(app_config())
+    await first.pin(Level.MINIMAL)
+    async with remembering(first, url, "slow"):
+        await until(lambda: _is_there(url, "slow"))
+    door = tmp_path / "valkey.sock"
+    async with remembering(second, f"unix://{door}", "slow"):
+        await asyncio.sleep(0.05)
+        assert not second.recalled.is_set()
+        door.symlink_to(url.removeprefix("unix://"))
+        async with asyncio.timeout(5):
+            await second.recalled.wait()
+    assert (await second.status())["level"]["level"] == "minimal"
+
+
+async def test_a_server_that_does_not_answer_is_told_apart_from_one_that_remembers_nothing(url, tmp_path) -> None:
+    assert await stored(url, "nobody") is None
+    with pytest.raises(ConnectionError):
+        await stored(f"unix://{tmp_path}/nobody.sock")
+
+
+async def test_where_there_is_nothing_to_ask_all_is_known_at_once() -> None:
+    plane = ControlPlane(app_config())
+    await remember(plane, redis_addresses(None, None), "app")
+    assert plane.recalled.is_set()
