@@ -25,6 +25,9 @@ OPTIONS: dict[str, Any] = {
     "graceful_shutdown_wait_loop_s": 0.2,
     "graceful_shutdown_timeout_s": 10,
     "max_surge_percent": 100,  # a new replica is there before the old one goes
+    # How soon a dead replica is missed. A busy one still has health_check_timeout_s (Ray's 30 s) for each answer, for
+    # no check starts before the one under way has ended, and only three failures in a row count.
+    "health_check_period_s": 2,
 }
 
 

@@ -102,6 +102,14 @@ def test_rays_own_bounds_lie_above_ours_so_that_every_refusal_is_ours(graph) -> 
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
+def test_a_dead_replica_is_missed_within_two_seconds_and_a_busy_one_is_not_taken_for_dead(graph) -> None:
+    for name, deployment in bound(graph).items():
+        options = deployment._deployment_config
+        assert options.health_check_period_s == 2, name
+        assert options.health_check_timeout_s >= 30, name
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_there_is_one_control_plane_also_during_an_update(graph) -> None:
     for name in ("ControlPlane", "EmbeddedRedis"):
         deployment = bound(graph)[name]
