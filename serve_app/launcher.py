@@ -81,11 +81,17 @@ keeps the most it ever needed: an ingress under load grew by 2.3 MiB a minute wi
 
 
 def environment(inherited: Mapping[str, str], *, plain: bool) -> dict[str, str]:
-    """The environment Ray starts in: fast mode unless ``plain`` or the person chose, a cluster of its own."""
-    made = {**_DEFAULTS, **inherited}
+    """The environment Ray starts in: fast mode unless ``plain`` or the person chose, its own cluster, this Python."""
+    made = {**_DEFAULTS, **inherited, "PATH": _path_to_this_python(inherited.get("PATH") or os.defpath)}
     made.pop("RAY_ADDRESS", None)
     chosen = next((inherited[flag] for flag in THROUGHPUT_FLAGS if flag in inherited), "1")
     return {**made, **dict.fromkeys(THROUGHPUT_FLAGS, "0" if plain else chosen)}
+
+
+def _path_to_this_python(path: str) -> str:
+    """``path`` with this Python's directory first: the ``python`` of a job's command needs what is installed here."""
+    ours = str(Path(sys.executable).parent)
+    return path if path.split(os.pathsep, maxsplit=1)[0] == ours else os.pathsep.join((ours, path))
 
 
 def run(file: Path, *, plain: bool = False, verbose: bool = False, log_file: Path = LOG_FILE) -> int:

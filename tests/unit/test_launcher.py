@@ -56,6 +56,24 @@ def test_what_the_person_set_wins_over_our_defaults_and_a_foreign_cluster_is_lef
     assert "RAY_ADDRESS" not in made
 
 
+OURS = str(Path(sys.executable).parent)
+
+
+@pytest.mark.parametrize(
+    ("inherited", "path"),
+    [
+        ({"PATH": f"/usr/bin{os.pathsep}/bin"}, f"{OURS}{os.pathsep}/usr/bin{os.pathsep}/bin"),
+        ({"PATH": f"/bin{os.pathsep}{OURS}"}, f"{OURS}{os.pathsep}/bin{os.pathsep}{OURS}"),
+        ({"PATH": f"{OURS}{os.pathsep}/bin"}, f"{OURS}{os.pathsep}/bin"),
+        ({"PATH": OURS}, OURS),
+        ({"PATH": ""}, f"{OURS}{os.pathsep}{os.defpath}"),
+        ({}, f"{OURS}{os.pathsep}{os.defpath}"),
+    ],
+)
+def test_a_jobs_python_is_the_one_that_serves(inherited: dict[str, str], path: str) -> None:
+    assert environment(inherited, plain=False)["PATH"] == path
+
+
 @pytest.mark.parametrize(
     ("options", "url"),
     [
