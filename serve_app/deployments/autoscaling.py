@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,8 +23,11 @@ HELD_BACK: Final = "held_back"
 BY_ONGOING = "ray.serve.autoscaling_policy:replica_queue_length_autoscaling_policy"
 """Ray's own policy, on what a replica has in hand: for parts that hold no queue."""
 POLICY = "serve_app.deployments.autoscaling:queue_depth_policy"
-LOOK_BACK_S: Final = 11.0
-"""Seconds over which readings are averaged; Ray wants it longer than its default interval between them."""
+PUSH_INTERVAL_S: Final = 1.0
+"""Seconds between a replica's, or a handle's, messages to the controller. Ray 2.60 sends them every 10 s whatever its
+``RAY_SERVE_*_AUTOSCALING_METRIC_PUSH_INTERVAL_S`` say, and knows only this deprecated field."""
+LOOK_BACK_S: Final = 6.0
+"""Seconds over which readings are averaged."""
 
 
 def stats_of(queue: SlotQueue, *, is_held_back: bool) -> dict[str, float]:
@@ -55,17 +59,19 @@ def scaling_options(replicas: Replicas, policy: str = POLICY) -> dict[str, Any]:
     """Deployment options for that many replicas: fixed, or autoscaled by ``policy`` (by default on queue depth)."""
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.min}
-    return {
-        "autoscaling_config": AutoscalingConfig(
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `metrics_interval_s` field", DeprecationWarning)
+        config = AutoscalingConfig(
             min_replicas=replicas.min,
             max_replicas=replicas.max,
             target_ongoing_requests=replicas.target_queue_depth,
             upscale_delay_s=0 if policy == POLICY else 2,  # ours tells a burst from a trend itself
             downscale_delay_s=replicas.downscale_delay_s,
+            metrics_interval_s=PUSH_INTERVAL_S,
             look_back_period_s=LOOK_BACK_S,
             policy=AutoscalingPolicy(policy_function=policy),  # type: ignore[no-untyped-call]
         )
-    }
+    return {"autoscaling_config": config}
 
 
 def _sum(recorded: Mapping[str, Mapping[Any, float]], name: str) -> float:
