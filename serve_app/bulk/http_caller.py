@@ -62,15 +62,27 @@ class HttpCaller:
         except (aiohttp.ClientError, TimeoutError) as error:
             return Failure(UNREACHABLE, f"no answer: {error or type(error).__name__}", is_retryable=True)
 
+    async def is_served(self) -> bool:
+        """Whether the application is there now, and has the program."""
+        try:
+            return await self._fault() is None
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def _fault(self) -> Failure | None:
+        """What is wrong where the program should be; ``None`` when it is there."""
+        async with self._session.get(self._url) as reply:
+            raw = await reply.read()
+            is_there = reply.status == OK and "inputs" in _object(raw)
+            return None if is_there else _failure(reply.status, reply.headers, raw)
+
     async def _must_be_served(self, url: str) -> None:
         try:
-            async with self._session.get(self._url) as reply:
-                status, headers, raw = reply.status, reply.headers, await reply.read()
+            failure = await self._fault()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise ConfigError([f"nothing answers at {url}: {error or type(error).__name__}"]) from error
-        if status == OK and "inputs" in _object(raw):
+        if failure is None:
             return
-        failure = _failure(status, headers, raw)
         if failure.code != UNREACHABLE:
             raise ConfigError([f"{url}: {failure.detail}"])
         hint = "perhaps it is still starting, or has a route_prefix that the URL lacks"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from serve_app.bulk.attempt import UNREACHABLE, Answer, Failure, Retries
 from serve_app.bulk.http_caller import HttpCaller
@@ -14,6 +15,9 @@ from serve_app.bulk.tally import Tally
 from serve_app.errors import ConfigError, NoRoute
 
 Outcome = tuple[Row, Answer | Failure]
+
+NO_ANSWER: Final = "no_answer"
+"""Code of a row that got no answer of an application that is there."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,31 @@ class BulkRun:
         async with HttpCaller.open(self.url, self.program) as call:
 
             async def ask(row: Row) -> Outcome:
-                return row, await self.retries.run(lambda: call(row))
+                outcome = await self.retries.run(lambda: call(row))
+                if _is_unanswered(outcome) and await call.is_served():
+                    outcome = _its_own(await call(row))
+                return row, outcome
 
             outcomes = as_finished(rows, ask, self.concurrency)
             try:
                 async for row, outcome in outcomes:
-                    if isinstance(outcome, Failure) and outcome.code == UNREACHABLE:
+                    if isinstance(outcome, Failure) and _is_unanswered(outcome):
                         raise NoRoute(f"{self.url} does not answer any more: {outcome.detail}")
                     output.append(row, outcome)
                     tally.add(row, outcome)
             finally:
                 await outcomes.aclose()
+
+
+def _is_unanswered(outcome: Answer | Failure) -> bool:
+    return isinstance(outcome, Failure) and outcome.code == UNREACHABLE
+
+
+def _its_own(outcome: Answer | Failure) -> Answer | Failure:
+    """What a row comes to that nobody answers though the application is there: it may be what kills its replica."""
+    if isinstance(outcome, Failure) and outcome.code == UNREACHABLE:
+        return Failure(NO_ANSWER, f"the application is there, but {outcome.detail}")
+    return outcome
 
 
 def _foreign(row: int, source: Path, program: str) -> str:

@@ -9,7 +9,8 @@ before its answer wastes both time and money, but never so much that its success
 early leaves its rest to the next ones, because each is computed from what is left then.
 
 Whoever passes a call on keeps a little of its time (``passed_on_s``). A part that left all of it to the part behind
-would give up just before that one's answer came, which says what was tried and what was spent.
+would give up just before that one's answer came, which says what was tried and what was spent. On a loop that is late
+it does so all the same.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@
     rejected         none            release
 
 ``slow`` is an answer like ``ok``: it is given to the caller and costs the model its standing. ``cut_short`` is a
-timeout that tells of the caller's deadline and not of the model, which had less time than it usually takes; counted as
-failures, the calls of one impatient caller would open the breaker for everybody.
+timeout of an attempt that ran for less than answers usually do, since its deadline was near, it waited for a slot, or
+a replica had to start: that says nothing of the model. Counted as failures, the calls of one impatient caller would
+open the breaker for everybody.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def classify_timeout(outcome: Outcome, *, ran_s: float, took_s: float, given_s: 
         ran_s: seconds that the model's replica worked on it, its wait for a slot not included.
         took_s: seconds that it took altogether.
         given_s: seconds that it was given.
-        usual_s: seconds that an answer to this program usually takes.
+        usual_s: seconds that the replica usually works on an answer, as seen: with nothing seen, 0, a timeout counts.
     """
     is_spent = took_s >= SPENT * given_s  # a timeout of the provider's own says something at any time
     return Outcome.CUT_SHORT if outcome is Outcome.TIMEOUT and is_spent and ran_s < usual_s else outcome

@@ -42,6 +42,7 @@ class _Averages:
     output_tokens: float = 0.0
     overhead_tokens: float = 0.0
     latency_s: float = 0.0
+    ran_s: float = 0.0
     seen_at: float = 0.0
 
     def add(self, output_tokens: float, overhead_tokens: float, latency_s: float, now: float) -> None:
@@ -52,6 +53,9 @@ class _Averages:
         self.latency_s += (latency_s - self.latency_s) * weight
         self.seen_at = now
 
+    def ran(self, ran_s: float) -> None:
+        self.ran_s += (ran_s - self.ran_s) * max(1 / self.count, WEIGHT)
+
 
 class RecentUsage:
     """Learns from successful answers; bounded, pure arithmetic over an injected monotonic ``clock``."""
@@ -60,8 +64,20 @@ class RecentUsage:
         self._clock = clock
         self._pairs: dict[tuple[str, str], _Averages] = {}
 
-    def observe(self, program: str, model: str, usage: Usage, latency_s: float, *, estimated_input_tokens: int) -> None:
-        """Count one successful attempt; failed ones say nothing about what an answer takes."""
+    def observe(
+        self,
+        program: str,
+        model: str,
+        usage: Usage,
+        latency_s: float,
+        *,
+        estimated_input_tokens: int,
+        ran_s: float | None = None,
+    ) -> None:
+        """Count one successful attempt; failed ones say nothing about what an answer takes.
+
+        ``ran_s`` is the part of ``latency_s`` that its program ran, if that is known.
+        """
         averages = self._pairs.get((program, model))
         if averages is None:
             if len(self._pairs) >= MAX_PAIRS:
@@ -69,6 +85,12 @@ class RecentUsage:
             averages = self._pairs[program, model] = _Averages()
         overhead = max(0, usage.input_tokens - estimated_input_tokens)
         averages.add(usage.output_tokens, overhead, latency_s, self._clock())
+        averages.ran(latency_s if ran_s is None else ran_s)
+
+    def usual_run_s(self, program: str, model: str) -> float:
+        """Seconds that the program has lately run for an answer, waits not included; 0 when there has been none."""
+        averages = self._pairs.get((program, model))
+        return averages.ran_s if averages else 0.0
 
     def expect(self, program: str, model: str, *, prior_latency_s: float) -> Expectation:
         """What to expect of the next call; the priors when there has been none."""

@@ -37,7 +37,7 @@ class Ending:
 
     @property
     def was_cut_short(self) -> bool:
-        """Whether its deadline left every model less time than it usually takes, which is no fault of the service."""
+        """Whether it was tried, and no attempt had the time that one usually takes."""
         attempts = self._result.attempts if self._result else ()
         return bool(attempts) and all(attempt.outcome is Outcome.CUT_SHORT for attempt in attempts)
 

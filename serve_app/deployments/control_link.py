@@ -232,7 +232,7 @@ class ControlLink:
                     break
 
     def _has_news(self) -> bool:
-        """Whether waiting for the next exchange would keep anything from anybody.
+        """Whether anybody waits for the next exchange; scores and the counts of what was refused bear to wait.
 
         A breaker that is not closed has a clock of its own, and probes to be asked for and handed out.
         """

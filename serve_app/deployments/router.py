@@ -43,6 +43,8 @@ log = logging.getLogger("switchyard.router")
 
 REPLY_GRACE_S = 0.5
 """Seconds a replica has, past an attempt's time, to say itself that the time is over."""
+START_S = 60.0
+"""Seconds in which a replica starts, or fails to; a model that has none for longer is one that does not answer."""
 COOLING = "cooling"
 """Reason of a refusal for a model whose provider asked to be left alone for a while."""
 
@@ -124,6 +126,7 @@ class Router:
         self._gates = {name: RouteGate(policy.breaker, clock=clock) for name in stages}
         self._budget = RetryBudget(policy.retry, clock=clock)
         self._recent = RecentUsage(clock=clock)
+        self._without_replica: dict[str, float] = {}
         link.add_breakers(lambda: {name: gate.report() for name, gate in self._gates.items()}, self._apply)
         link.on_snapshot(self._reconfigure)
 
@@ -212,15 +215,12 @@ class Router:
 
     def _timeout_s(self, journey: _Journey, model: str, attempts_left: int) -> float:
         """A model that takes longer for this program than its prior says gets its time all the same."""
-        usual_s = max(self._models[model].latency_s, self._usual_s(journey, model))
-        return attempt_timeout_s(journey.deadline - self._clock(), attempts_left, usual_s)
-
-    def _usual_s(self, journey: _Journey, model: str) -> float:
-        prior_s = self._models[model].latency_s
-        return self._recent.expect(journey.call.program, model, prior_latency_s=prior_s).latency_s
+        remaining_s, prior_s = journey.deadline - self._clock(), self._models[model].latency_s
+        usual = self._recent.expect(journey.call.program, model, prior_latency_s=prior_s)
+        return attempt_timeout_s(remaining_s, attempts_left, max(prior_s, usual.latency_s))
 
     def _may_ask_again(self, journey: _Journey, model: str, *, is_hedge: bool) -> bool:
-        """A first attempt is free, and so is a call's first fallback from a model that nobody asks any more.
+        """A first attempt is free, and so is a call's first fallback where ``_is_free``.
 
         Each further attempt, and one beside another, is paid from the retry budget.
         """
@@ -237,7 +237,9 @@ class Router:
         return True
 
     def _is_free(self, journey: _Journey) -> bool:
-        return len(journey.begun) == 1 and self._gates[journey.begun[0]].refusal() is not None
+        """Whether going on costs nothing: nobody asks that model any more, or it was not given its time."""
+        was_cut_short = bool(journey.attempts) and journey.attempts[-1].outcome is Outcome.CUT_SHORT
+        return len(journey.begun) == 1 and (was_cut_short or self._gates[journey.begun[0]].refusal() is not None)
 
     @traced("attempt {model}")
     async def _attempt(self, journey: _Journey, model: str, permit: RoutePermit) -> Result:
@@ -269,13 +271,22 @@ class Router:
 
     def _outcome(self, journey: _Journey, model: str, result: Result, *, took_s: float, given_s: float) -> Outcome:
         """How the attempt ended; a replica that was still to be started did not work on it."""
+        is_starting = self._is_starting(model)
         if result.error is None:
             return Outcome.OK
-        told, load = result.attempts[-1:], self._link.snapshot.loads.get(model)
-        is_starting = self._models[model].replicas.min == 0 and not (load and load.replicas)
-        ran_s = told[0].latency_s if told else 0.0 if is_starting else took_s
-        usual_s = self._usual_s(journey, model)
+        if is_starting and result.error.outcome is Outcome.TIMEOUT and not result.attempts:
+            return Outcome.CUT_SHORT
+        ran_s = result.attempts[-1].latency_s if result.attempts else took_s
+        usual_s = self._recent.usual_run_s(journey.call.program, model)
         return classify_timeout(result.error.outcome, ran_s=ran_s, took_s=took_s, given_s=given_s, usual_s=usual_s)
+
+    def _is_starting(self, model: str) -> bool:
+        """Whether a model that may scale to zero has no replica, but has not been without one for too long."""
+        load = self._link.snapshot.loads.get(model)
+        if self._models[model].replicas.min or (load and load.replicas):
+            self._without_replica.pop(model, None)
+            return False
+        return self._clock() - self._without_replica.setdefault(model, self._clock()) < START_S
 
     def _learn(
         self,
@@ -303,7 +314,10 @@ class Router:
         self._link.attempt_finished(attempt)
         if outcome is Outcome.OK:
             tokens = journey.demand.input_tokens
-            self._recent.observe(journey.call.program, model, attempt.usage, latency_s, estimated_input_tokens=tokens)
+            ran_s = told.latency_s if told else None
+            self._recent.observe(
+                journey.call.program, model, attempt.usage, latency_s, estimated_input_tokens=tokens, ran_s=ran_s
+            )
         elif MEANINGS[outcome].is_operator_error:
             log.error("model.denied", extra={"model": model, "why": str(result.error)})
             self._link.denied(model, str(result.error))

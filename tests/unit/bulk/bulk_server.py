@@ -57,6 +57,8 @@ class BulkServer:
     async def _describe(self, request: web.Request) -> web.Response:
         if request.match_info["program"] != "triage":
             return reply(404, {"code": "unknown_program", "detail": "did you mean 'triage'?"})
+        if len(self.bodies) > self.goes_away_after and request.transport is not None:
+            request.transport.abort()
         return reply(*self.description)
 
     @asynccontextmanager

@@ -7,7 +7,7 @@ import io
 import json
 
 import pytest
-from bulk_server import BulkServer, answered
+from bulk_server import Body, BulkServer, answered
 
 from serve_app.bulk.attempt import Retries
 from serve_app.bulk.run import BulkRun
@@ -114,10 +114,30 @@ async def test_a_row_that_only_a_proxy_replied_to_is_asked_again(tmp_path, statu
 
 @pytest.mark.parametrize(("status", "body"), ABSENT)
 async def test_an_application_that_is_gone_behind_its_proxy_fails_no_row(tmp_path, status, body) -> None:
-    async with BulkServer(proxy(status, body)).running() as url:
+    server = BulkServer()
+
+    def then_gone(ticket: str, tries: int) -> tuple[int, Body, dict[str, str]]:
+        if ticket == "a":
+            return answered(ticket, tries)
+        server.description = status, body
+        return status, body, {}
+
+    server.answers = then_gone
+    async with server.running() as url:
         with pytest.raises(NoRoute, match=f"does not answer any more: .*HTTP status {status}"):
             await bulk(tmp_path, url, concurrency=1, retries=Retries(0)).run(Tally(io.StringIO()))
     assert list(written(tmp_path)) == [1]
+
+
+@pytest.mark.parametrize(("status", "body"), ABSENT)
+async def test_a_row_that_gets_no_answer_of_an_application_that_is_there_fails_alone(tmp_path, status, body) -> None:
+    server = BulkServer(proxy(status, body))
+    async with server.running() as url:
+        await bulk(tmp_path, url, concurrency=1, retries=Retries(0)).run(Tally(io.StringIO()))
+    assert ["outputs" in line for line in written(tmp_path).values()] == [True, False, True]
+    error = written(tmp_path)[2]["error"]
+    assert (server.asked["b"], error["code"]) == (2, "no_answer")
+    assert f"HTTP status {status}" in error["detail"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 408, 413])

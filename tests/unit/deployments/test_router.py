@@ -9,7 +9,7 @@ from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_
 from serve_app.config import BreakerPolicy, Policy, Replicas, RetryPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.deadline import passed_on_s
-from serve_app.deployments.router import Router
+from serve_app.deployments.router import START_S, Router
 from serve_app.deployments.stage import StageAbsent, StageLost
 from serve_app.errors import (
     BadOutput,
@@ -185,11 +185,18 @@ def out_of_time(bench: Bench, *, ran_s: float | None = None):
 
 
 PATIENT, IMPATIENT = {"remaining_s": 3.0}, {"remaining_s": 0.05}
-"""A model of the bench usually takes 0.1 s."""
+USUAL_S = 0.1
+
+
+def knowing(bench: Bench, *, waited_s: float = 0.0) -> Bench:
+    """A bench that has seen answers of ``large``, which took ``USUAL_S`` after a wait."""
+    latency_s = USUAL_S + waited_s
+    bench.router._recent.observe("ask", "large", Usage(), latency_s, estimated_input_tokens=0, ran_s=USUAL_S)
+    return bench
 
 
 async def test_callers_who_give_a_model_too_little_time_close_it_to_nobody() -> None:
-    bench = Bench()
+    bench = knowing(Bench())
     bench.models["large"]._answer = out_of_time(bench)
     pinned = Options(model="large")
     for number in range(20):
@@ -201,15 +208,38 @@ async def test_callers_who_give_a_model_too_little_time_close_it_to_nobody() -> 
 
 
 async def test_a_model_that_hangs_is_left_alone_by_what_patient_callers_saw() -> None:
-    bench = Bench()
+    bench = knowing(Bench())
     bench.models["large"]._answer = out_of_time(bench)
     for number in range(20):
         await bench.ask(number, **PATIENT)
     assert bench.asked()["large"] == BreakerPolicy().minimum_calls
 
 
-async def test_time_spent_waiting_for_a_slot_is_not_the_models() -> None:
+async def test_a_model_that_hangs_behind_a_queue_is_left_alone_all_the_same() -> None:
+    bench = knowing(Bench(), waited_s=5.0)
+    bench.models["large"]._answer = out_of_time(bench, ran_s=2 * USUAL_S)
+    for number in range(20):
+        await bench.ask(number, **PATIENT)
+    assert bench.asked()["large"] == BreakerPolicy().minimum_calls
+
+
+async def test_a_model_of_which_no_answer_was_seen_is_judged_by_every_timeout() -> None:
     bench = Bench()
+    bench.models["large"]._answer = out_of_time(bench)
+    for number in range(20):
+        await bench.ask(number, options=Options(model="large"), **IMPATIENT)
+    assert bench.asked()["large"] == BreakerPolicy().minimum_calls
+
+
+async def test_the_fallback_of_a_call_that_was_cut_short_costs_nothing() -> None:
+    policy = Policy(retry=RetryPolicy(budget_ratio=0, budget_floor_per_s=0))
+    bench = knowing(Bench(policy))
+    bench.models["large"]._answer = out_of_time(bench, ran_s=0.02)
+    assert (await bench.ask(**PATIENT)).model == "medium"
+
+
+async def test_time_spent_waiting_for_a_slot_is_not_the_models() -> None:
+    bench = knowing(Bench())
     bench.models["large"]._answer = out_of_time(bench, ran_s=0.02)
     (attempt,) = (await bench.ask(options=Options(model="large"), **PATIENT)).attempts
     assert attempt.outcome is Outcome.CUT_SHORT
@@ -232,6 +262,9 @@ async def test_a_replica_that_has_to_start_first_is_no_failure_of_its_model(min_
     bench.models["large"]._answer = nobody_answers
     (attempt,) = (await bench.ask(options=Options(model="large"), **PATIENT)).attempts
     assert attempt.outcome is outcome
+    bench.clock.advance(START_S)
+    (attempt,) = (await bench.ask(2, options=Options(model="large"), **PATIENT)).attempts
+    assert attempt.outcome is Outcome.TIMEOUT, "what does not start in a minute is not going to"
 
 
 async def test_a_rate_limited_model_is_not_asked_before_its_time() -> None:
