@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 from serve_app.bulk.attempt import UNREACHABLE, Answer, Failure, Retries
 from serve_app.bulk.http_caller import HttpCaller
@@ -84,7 +84,7 @@ class BulkRun:
             outcomes = as_finished(rows, ask, self.concurrency)
             try:
                 async for row, outcome in outcomes:
-                    if isinstance(outcome, Failure) and _is_unanswered(outcome):
+                    if _is_unanswered(outcome):
                         raise NoRoute(f"{self.url} does not answer any more: {outcome.detail}")
                     output.append(row, outcome)
                     tally.add(row, outcome)
@@ -92,13 +92,13 @@ class BulkRun:
                 await outcomes.aclose()
 
 
-def _is_unanswered(outcome: Answer | Failure) -> bool:
+def _is_unanswered(outcome: Answer | Failure) -> TypeGuard[Failure]:
     return isinstance(outcome, Failure) and outcome.code == UNREACHABLE
 
 
 def _its_own(outcome: Answer | Failure) -> Answer | Failure:
     """What a row comes to that nobody answers though the application is there: it may be what kills its replica."""
-    if isinstance(outcome, Failure) and outcome.code == UNREACHABLE:
+    if _is_unanswered(outcome):
         return Failure(NO_ANSWER, f"the application is there, but {outcome.detail}")
     return outcome
 

@@ -45,16 +45,14 @@ class _Averages:
     ran_s: float = 0.0
     seen_at: float = 0.0
 
-    def add(self, output_tokens: float, overhead_tokens: float, latency_s: float, now: float) -> None:
+    def add(self, output_tokens: float, overhead_tokens: float, latency_s: float, ran_s: float, now: float) -> None:
         self.count += 1
         weight = max(1 / self.count, WEIGHT)
         self.output_tokens += (output_tokens - self.output_tokens) * weight
         self.overhead_tokens += (overhead_tokens - self.overhead_tokens) * weight
         self.latency_s += (latency_s - self.latency_s) * weight
+        self.ran_s += (ran_s - self.ran_s) * weight
         self.seen_at = now
-
-    def ran(self, ran_s: float) -> None:
-        self.ran_s += (ran_s - self.ran_s) * max(1 / self.count, WEIGHT)
 
 
 class RecentUsage:
@@ -84,8 +82,8 @@ class RecentUsage:
                 del self._pairs[next(iter(self._pairs))]
             averages = self._pairs[program, model] = _Averages()
         overhead = max(0, usage.input_tokens - estimated_input_tokens)
-        averages.add(usage.output_tokens, overhead, latency_s, self._clock())
-        averages.ran(latency_s if ran_s is None else ran_s)
+        ran_s = latency_s if ran_s is None else ran_s
+        averages.add(usage.output_tokens, overhead, latency_s, ran_s, self._clock())
 
     def usual_run_s(self, program: str, model: str) -> float:
         """Seconds that the program has lately run for an answer, waits not included; 0 when there has been none."""
