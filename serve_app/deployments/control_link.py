@@ -35,7 +35,7 @@ log = logging.getLogger("switchyard.control_link")
 
 EXCHANGE_INTERVAL_S = 0.25
 QUIET_INTERVALS = 3
-"""After how many intervals a replica with nothing to say exchanges: it takes some milliseconds of CPU on either side."""
+"""After how many intervals a replica with nothing to say exchanges, which takes some milliseconds on either side."""
 EXCHANGE_TIMEOUT_S = 2.0
 LAST_REPORT_S = 0.5
 """Seconds that the last report may take: a replica that ends, ends soon, also together with the control plane."""
