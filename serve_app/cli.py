@@ -112,7 +112,7 @@ def export_trainset(file: Path, program: str, min_score: float, output: IO[str])
     type=click.FloatRange(min=0),
     default=300.0,
     show_default=True,
-    help="Seconds for which a refused call (429, 503, no connection) is made again.",
+    help="Seconds for which a call that is refused (429, 503) or gets no answer is made again.",
 )
 @click.option("--restart", is_flag=True, help="Forget what OUTPUT holds and begin anew.")
 @click.option("--retry-failed", is_flag=True, help="Ask the rows again that OUTPUT says have failed.")

@@ -44,14 +44,10 @@ class Output:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, *, restart: bool = False) -> Iterator[Output]:
+    def open(cls, path: Path) -> Iterator[Output]:
         """The output at ``path``, made when there is none; no other run can open it meanwhile.
 
         A block that raises before anything is written leaves no file behind that was not there.
-
-        Args:
-            path: of the file.
-            restart: forget what it holds; it is refused all the same when that is no output of a bulk run.
 
         Raises:
             ConfigError: it cannot be opened, another run writes it, or it holds something else.
@@ -65,7 +61,7 @@ class Output:
             output._lock()
             output._must_be_there()
             with output._gone_when_empty() if is_new else nullcontext():
-                output._repair(restart=restart)
+                output._repair()
                 yield output
         finally:
             output._file.close()
@@ -90,6 +86,10 @@ class Output:
         self._file.write(_to_line(line))
         self._file.flush()
 
+    def clear(self) -> None:
+        """Forget what the file holds."""
+        self._file.truncate(0)
+
     def drop_failed(self) -> None:
         """Take away the lines with errors, so that their rows are asked again."""
         done = list(self.done())
@@ -108,8 +108,8 @@ class Output:
                     self._path.unlink(missing_ok=True)
             raise
 
-    def _repair(self, *, restart: bool) -> None:
-        """Cut a torn last line off, or everything."""
+    def _repair(self) -> None:
+        """Cut a torn last line off."""
         self._file.seek(0)
         whole = 0
         for number, line in enumerate(self._file, 1):
@@ -119,8 +119,8 @@ class Output:
         size = self._file.tell()
         if whole == 0 and size and not _is_torn_first_line(self._file):
             raise self._foreign(1)
-        if restart or whole < size:
-            self._file.truncate(0 if restart else whole)
+        if whole < size:
+            self._file.truncate(whole)
 
     def _replace(self, lines: list[bytes]) -> None:
         """Write beside, then rename, so that no moment is without the answers."""

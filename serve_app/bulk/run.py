@@ -31,7 +31,7 @@ class BulkRun:
         url: of the running application.
         concurrency: calls in work at once.
         retries: what happens to refused calls.
-        restart: forget what ``target`` holds.
+        restart: forget what ``target`` holds, once the application answers.
         retry_failed: ask the rows again that failed in an earlier run.
     """
 
@@ -54,10 +54,10 @@ class BulkRun:
         if self.source.resolve() == self.target.resolve():
             raise ConfigError([f"{self.target}: the output would overwrite the input"])
         hashes = {row.number: row.hash for row in read_rows(self.source, self.program)}
-        with Output.open(self.target, restart=self.restart) as output:
-            done = self._done(output, hashes)
+        with Output.open(self.target) as output:
+            done = [] if self.restart else self._done(output, hashes)
             tally.begin(len(hashes), done)
-            if len(done) < len(hashes):
+            if self.restart or len(done) < len(hashes):
                 await self._ask(output, {line.row for line in done}, tally)
 
     def _done(self, output: Output, hashes: dict[int, str]) -> list[Done]:
@@ -66,14 +66,12 @@ class BulkRun:
         for line in done.values():
             if hashes.get(line.row) != line.hash:
                 raise ConfigError([f"{self.target}: {_foreign(line.row, self.source, self.program)}"])
-        if not self.retry_failed:
-            return list(done.values())
-        output.drop_failed()
-        return [line for line in done.values() if line.is_answer]
+        return [line for line in done.values() if line.is_answer or not self.retry_failed]
 
     async def _ask(self, output: Output, done: set[int], tally: Tally) -> None:
         rows = (row for row in read_rows(self.source, self.program) if row.number not in done)
         async with HttpCaller.open(self.url, self.program) as call:
+            self._forget(output)
 
             async def ask(row: Row) -> Outcome:
                 outcome = await self.retries.run(lambda: call(row))
@@ -90,6 +88,13 @@ class BulkRun:
                     tally.add(row, outcome)
             finally:
                 await outcomes.aclose()
+
+    def _forget(self, output: Output) -> None:
+        """Take away what is to be asked again; only now that somebody answers."""
+        if self.restart:
+            output.clear()
+        elif self.retry_failed:
+            output.drop_failed()
 
 
 def _is_unanswered(outcome: Answer | Failure) -> TypeGuard[Failure]:

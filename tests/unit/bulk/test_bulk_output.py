@@ -55,15 +55,11 @@ def test_half_a_surrogate_pair_is_written(tmp_path) -> None:
     assert json.loads(path.read_text())["outputs"] == {"text": "\ud800"}
 
 
-@pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("content", ['{"ticket": "x"}\n', "no newline", "[1]\n", '{"row": 1, "hash": "a"}\n', "\n"])
-def test_a_file_of_another_kind_is_refused_and_left_as_it_is(tmp_path, content, restart) -> None:
+def test_a_file_of_another_kind_is_refused_and_left_as_it_is(tmp_path, content) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(content)
-    with (
-        pytest.raises(ConfigError, match=r"out\.jsonl:1: not a line of a bulk run"),
-        Output.open(path, restart=restart),
-    ):
+    with pytest.raises(ConfigError, match=r"out\.jsonl:1: not a line of a bulk run"), Output.open(path):
         pass
     assert path.read_text() == content
 
@@ -76,12 +72,14 @@ def test_a_foreign_line_further_down_is_named(tmp_path) -> None:
         list(output.done())
 
 
-def test_restart_forgets(tmp_path) -> None:
+def test_what_it_holds_can_be_forgotten(tmp_path) -> None:
     path = tmp_path / "out.jsonl"
     write(path, ANSWER, FAILURE)
-    with Output.open(path, restart=True) as output:
+    with Output.open(path) as output:
+        output.clear()
         assert list(output.done()) == []
-    assert path.read_bytes() == b""
+        output.append(row(3), ANSWER)
+    assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == [3]
 
 
 def test_failed_rows_can_be_taken_away_for_another_try(tmp_path) -> None:

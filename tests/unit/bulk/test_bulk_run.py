@@ -238,6 +238,23 @@ async def test_nobody_at_the_url_is_said_at_once(tmp_path) -> None:
         await bulk(tmp_path, url).run(Tally(io.StringIO()))
 
 
+@pytest.mark.parametrize("options", [{"restart": True}, {"retry_failed": True}])
+async def test_what_is_to_be_asked_again_stays_until_somebody_answers(tmp_path, options) -> None:
+    async with BulkServer(refuse(502, "bad_output")).running() as url:
+        await bulk(tmp_path, url).run(Tally(io.StringIO()))
+    before = written(tmp_path)
+    with pytest.raises(ConfigError, match="nothing answers at"):
+        await bulk(tmp_path, url, **options).run(Tally(io.StringIO()))
+    assert written(tmp_path) == before
+
+
+async def test_a_new_run_of_no_rows_forgets_too(tmp_path) -> None:
+    async with BulkServer().running() as url:
+        await bulk(tmp_path, url).run(Tally(io.StringIO()))
+        await bulk(tmp_path, url, (), restart=True).run(Tally(io.StringIO()))
+    assert written(tmp_path) == {}
+
+
 async def test_a_program_that_is_not_served_is_said_at_once_and_leaves_no_output(tmp_path) -> None:
     async with BulkServer().running() as url:
         with pytest.raises(ConfigError, match="did you mean 'triage'"):
