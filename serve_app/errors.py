@@ -79,6 +79,11 @@ class SwitchyardError(Exception):
         detail, retry_after_s, _, _, *rest = self.args
         return type(self)(detail, retry_after_s, attempts, request_id, *rest)
 
+    def again_after(self, retry_after_s: float) -> Self:
+        """The same error, asking for other seconds of patience."""
+        detail, _, *rest = self.args
+        return type(self)(detail, retry_after_s, *rest)
+
 
 class RejectedError(SwitchyardError):
     """The call never ran."""

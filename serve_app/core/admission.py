@@ -120,6 +120,10 @@ class Admission:
         self._held += 1
         return Ticket(self, queue, priority, standing)
 
+    def retry_after_s(self, priority: Priority, asked_s: float, kind: Hashable = None) -> float:
+        """Seconds after which a refused call should be made again, when ``asked_s`` would do for it alone."""
+        return self._queues[kind].retry_after_s(priority, asked_s)
+
     def _seconds_for(self, calls: int) -> float | None:
         """Seconds until that many calls are gone; ``None`` when nothing is known of how long they stay."""
         mean_s = self._times.mean()

@@ -33,6 +33,7 @@ from serve_app.config import BatchingConfig, ModelConfig
 from serve_app.core.clock import Clock
 from serve_app.core.expected_wait import refuse
 from serve_app.core.permit import Refusal
+from serve_app.core.retry_turns import RetryTurns
 from serve_app.core.scaling import BURST
 from serve_app.messages import PRIORITIES, Priority
 
@@ -128,6 +129,8 @@ class StandingQueue:
         self._clock = clock
         self._answers = {priority: deque[_Answer](maxlen=MOST) for priority in PRIORITIES}
         self._readings: dict[Priority, _Reading] = {}
+        self._here_s = 0.0
+        self._turns = RetryTurns(clock=clock)
         self._read_at = float("-inf")
 
     def join(self) -> int:
@@ -149,6 +152,11 @@ class StandingQueue:
             self._forget()
         elif ran_s is not None:
             self._answers[priority].append(_Answer(self._clock(), here_s, ran_s, joined))
+
+    def retry_after_s(self, priority: Priority, asked_s: float) -> float:
+        """Seconds after which a refused call should be made again, when ``asked_s`` would do for it alone."""
+        self._read()
+        return self._turns.next_s(priority, asked_s, self._here_s / max(1, self.held))
 
     def refusal(self, priority: Priority, remaining_s: float, patience: Patience) -> Refusal | None:
         """Why a call should not join; ``None`` when it may."""
@@ -186,12 +194,15 @@ class StandingQueue:
                 _drop_old(answers, now)
             read = {priority: answers for priority, answers in self._answers.items() if len(answers) >= LEAST}
             self._readings = {priority: _reading(answers, self.held, now) for priority, answers in read.items()}
+            here_s = [answer.here_s for answers in read.values() for answer in answers]
+            self._here_s = statistics.fmean(here_s) if here_s else 0.0
         return self._readings
 
     def _forget(self) -> None:
         for answers in self._answers.values():
             answers.clear()
-        self._readings = {}
+        self._readings, self._here_s = {}, 0.0
+        self._turns.forget()
 
 
 def _drop_old(answers: deque[_Answer], now: float) -> None:

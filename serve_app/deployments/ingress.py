@@ -248,6 +248,8 @@ class Ingress:
         if not call.shed:
             self._refusals.note(call, call.remaining_s - (self._clock() - begun_at), result)
         self.near.keep(call, result, begun_at)
+        if isinstance(result.error, Overloaded):
+            result = replace(result, error=self._in_turn(call, result.error))
         return result
 
     async def _asked_for(self, call: Call) -> Result:
@@ -312,9 +314,14 @@ class Ingress:
         )
         if isinstance(ticket, Refusal):
             self.telemetry.shed(ticket.reason, call.options.priority)
-            raise Overloaded(f"too much traffic: {ticket.reason}", ticket.retry_after_s)
+            raise self._in_turn(call, Overloaded(f"too much traffic: {ticket.reason}", ticket.retry_after_s))
         with ticket:
             yield ticket
+
+    def _in_turn(self, call: Call, error: Overloaded) -> Overloaded:
+        """The refusal, with a time to come back at that others were not told, too."""
+        asked_s, kind = error.retry_after_s or 0.0, (call.program, call.options.model)
+        return error.again_after(self._admission.retry_after_s(call.options.priority, asked_s, kind))
 
     def _may_be_known(self, call: Call) -> bool:
         """Whether a cache behind the near one may answer.

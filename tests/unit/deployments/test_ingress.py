@@ -527,7 +527,11 @@ async def test_a_queue_that_stands_takes_no_more_until_it_is_short_though_there_
     with pytest.raises(Overloaded, match="standing_queue") as refused:
         await bench.ask({"question": "one more?"})
     assert refused.value.retry_after_s == pytest.approx(60 * 0.1 - 1.5, abs=0.6)
-    assert bench.counts("dspy_shed", "reason") == {"standing_queue": 1}
+    with pytest.raises(Overloaded, match="standing_queue") as next_one:
+        await bench.ask({"question": "another?"})
+    behind_s = next_one.value.retry_after_s - refused.value.retry_after_s
+    assert behind_s == pytest.approx(0.1, abs=0.07), "there is one answer every 0.1 s"
+    assert bench.counts("dspy_shed", "reason") == {"standing_queue": 2}
     assert (await bench.ask({"question": "0?"}))["meta"]["cache"] == "hit", "what is stored waits for nobody"
     await asyncio.gather(*burst)
     assert (await bench.ask({"question": "one more?"}))["outputs"] == {"answer": "fine"}
