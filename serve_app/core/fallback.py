@@ -6,7 +6,7 @@ next one once, or none. A call ends when nothing is left, or after ``max_attempt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from serve_app.core.outcomes import MEANINGS, NextRoute
 from serve_app.messages import Outcome
@@ -33,10 +33,9 @@ class FallbackPlan:
         """What may be asked now, best first; empty when the call is at its end."""
         return tuple(self._left) if self._attempts < self._max_attempts else ()
 
-    @property
-    def attempts_left(self) -> int:
-        """Attempts that may still begin."""
-        return min(len(self._left), self._max_attempts - self._attempts)
+    def attempts_left(self, is_up: Callable[[str], bool] = lambda _: True) -> int:
+        """Attempts that may still begin, at models that are up."""
+        return min(sum(map(is_up, self._left)), self._max_attempts - self._attempts)
 
     def skip(self, model: str) -> None:
         """Leave a model out without having asked it."""
@@ -48,7 +47,8 @@ class FallbackPlan:
         self._left.remove(model)
 
     def record(self, model: str, outcome: Outcome) -> None:
-        """Keep what the outcome of an attempt leaves."""
+        """Keep what the outcome of an attempt leaves; one that never ran is none."""
+        self._attempts -= outcome is Outcome.REJECTED
         match MEANINGS[outcome].next_route:
             case NextRoute.NONE:
                 self._left.clear()

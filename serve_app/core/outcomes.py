@@ -16,12 +16,13 @@
     bad_output       once            ignore      bad quality
     program_error    none            ignore
     cancelled        none            release
-    rejected         none            release
+    rejected         any             release
 
-``slow`` is an answer like ``ok``: it is given to the caller and costs the model its standing. ``cut_short`` is a
-timeout of an attempt that ran for less than answers usually do, since its deadline was near, it waited for a slot, or
-a replica had to start: that says nothing of the model. Counted as failures, the calls of one impatient caller would
-open the breaker for everybody.
+``slow`` is an answer like ``ok``: it is given to the caller and costs the model its standing. ``cut_short`` is an
+attempt that ended before answers usually come, since its deadline was near, it waited for a slot, a replica had to
+start, or the one that had it is gone: that says nothing of the model. Counted as failures, the calls of one impatient
+caller, or of one killed replica, would open the breaker for everybody. ``rejected`` never ran: the replica had no slot
+or no thread for it in time.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Meaning:
 
 _FAILED: Final = Meaning(NextRoute.ANY, BreakerEffect.FAILURE)
 _NOT_THE_MODEL: Final = Meaning(NextRoute.NONE, BreakerEffect.IGNORE)
-_NOTHING_LEARNED: Final = Meaning(NextRoute.NONE, BreakerEffect.RELEASE)
+_NEVER_JUDGED: Final = Meaning(NextRoute.ANY, BreakerEffect.RELEASE)
 
 MEANINGS: Final[Mapping[Outcome, Meaning]] = MappingProxyType(
     {
@@ -100,7 +101,7 @@ MEANINGS: Final[Mapping[Outcome, Meaning]] = MappingProxyType(
         Outcome.SLOW: Meaning(NextRoute.NONE, BreakerEffect.SLOW),
         Outcome.UNREACHABLE: _FAILED,
         Outcome.TIMEOUT: _FAILED,
-        Outcome.CUT_SHORT: Meaning(NextRoute.ANY, BreakerEffect.RELEASE),
+        Outcome.CUT_SHORT: _NEVER_JUDGED,
         Outcome.SERVER_ERROR: _FAILED,
         Outcome.MALFORMED: _FAILED,
         Outcome.RATE_LIMITED: Meaning(NextRoute.ANY, BreakerEffect.COOL_DOWN),
@@ -110,8 +111,8 @@ MEANINGS: Final[Mapping[Outcome, Meaning]] = MappingProxyType(
         Outcome.BAD_REQUEST: _NOT_THE_MODEL,
         Outcome.BAD_OUTPUT: Meaning(NextRoute.ONCE, BreakerEffect.IGNORE, is_bad_quality=True),
         Outcome.PROGRAM_ERROR: _NOT_THE_MODEL,
-        Outcome.CANCELLED: _NOTHING_LEARNED,
-        Outcome.REJECTED: _NOTHING_LEARNED,
+        Outcome.CANCELLED: Meaning(NextRoute.NONE, BreakerEffect.RELEASE),
+        Outcome.REJECTED: _NEVER_JUDGED,
     }
 )
 """The table; every ``Outcome`` has its row."""
@@ -125,7 +126,7 @@ def classify_timeout(outcome: Outcome, *, ran_s: float, took_s: float, given_s: 
         ran_s: seconds that the model's replica worked on it, its wait for a slot not included.
         took_s: seconds that it took altogether.
         given_s: seconds that it was given.
-        usual_s: seconds that the replica usually works on an answer, as seen: with nothing seen, 0, a timeout counts.
+        usual_s: seconds that the replica usually works on an answer; 0 counts every timeout.
     """
     is_spent = took_s >= SPENT * given_s  # a timeout of the provider's own says something at any time
     return Outcome.CUT_SHORT if outcome is Outcome.TIMEOUT and is_spent and ran_s < usual_s else outcome

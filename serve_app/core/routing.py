@@ -10,7 +10,8 @@ The rule, over the models that the program's level lists:
    a lesser answer is worth more than none.
 4. No candidate: ``default_model`` leads if the level lists it and step 1 left it in; the others stand behind it.
    A level is a promise about load, so a default that the level does not list waits until nothing else is left.
-5. Nothing left at all: ``default_model`` alone, whatever it costs. A budget chooses among models; it refuses no call.
+5. Nothing left at all: ``default_model`` alone, whatever it costs. A budget chooses among models, it refuses no call:
+   where the inputs do not fit into that model, those listed that they fit into are asked, cheapest first.
 
 A pinned model is asked alone, listed or not, whatever its cost and window: the caller named it. Only one that is not
 configured is refused.
@@ -22,9 +23,9 @@ them, and as many output tokens as recent calls took, at most ``max_tokens``, at
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from serve_app.config import ComplexityThresholds, ModelConfig, Price, RoutingPolicy
+from serve_app.config import ComplexityThresholds, LevelConfig, ModelConfig, Price, RoutingPolicy
 from serve_app.core.complexity import estimate_tokens, resolve
 from serve_app.core.recent_usage import Expectation
 from serve_app.messages import Complexity, Options, Route
@@ -84,16 +85,27 @@ class Demand:
     pin: str | None = None
 
     @classmethod
-    def of(cls, inputs: Mapping[str, object], options: Options, level_max_tokens: int | None = None) -> Demand:
-        """The demand of a call: estimates from its inputs, wishes from its options."""
+    def of(cls, inputs: Mapping[str, object], options: Options, level: LevelConfig | None = None) -> Demand:
+        """The demand of a call: estimates from what its level leaves of its inputs, wishes from its options."""
+        inputs = inputs if level is None else _left_of(inputs, level)
         input_tokens = estimate_tokens(inputs)
         return cls(
             complexity=resolve(options.complexity, inputs, input_tokens),
             input_tokens=input_tokens,
             budget_usd=options.budget_usd,
-            max_tokens=_smallest(options.max_tokens, level_max_tokens),
+            max_tokens=_smallest(options.max_tokens, level.max_tokens if level else None),
             pin=options.model,
         )
+
+
+def _left_of(inputs: Mapping[str, object], level: LevelConfig) -> Mapping[str, object]:
+    if not level.drop_inputs and not level.max_input_chars:
+        return inputs
+    kept = {name: value for name, value in inputs.items() if name not in level.drop_inputs}
+    cut = {
+        name: value[:most] for name, most in level.max_input_chars.items() if isinstance(value := kept.get(name), str)
+    }
+    return kept | cut
 
 
 def estimate_cost_usd(model: ModelFacts, demand: Demand) -> float:
@@ -128,7 +140,17 @@ def select(
     ordered = _in_order(candidates, policy.strategy, demand) + _fallbacks(rest, policy.strategy)
     if not candidates:
         ordered.sort(key=lambda model: model.name != default_model)
-    return _route(ordered or [facts[default_model]], demand)
+    return _route(ordered or _last_resort(demand, listed, facts, facts[default_model]), demand)
+
+
+def _last_resort(
+    demand: Demand, listed: Sequence[str], facts: Mapping[str, ModelFacts], default: ModelFacts
+) -> list[ModelFacts]:
+    at_any_cost = replace(demand, budget_usd=None)
+    if _is_possible(default, at_any_cost):
+        return [default]
+    fitting = [facts[name] for name in dict.fromkeys(listed) if _is_possible(facts[name], at_any_cost)]
+    return _in_order(fitting, "cost", at_any_cost) or [default]
 
 
 def threshold_of(complexity: Complexity, thresholds: ComplexityThresholds) -> float:

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.core.deadline import HEADROOM, MAX_REPLY_S, MAX_SHARE, MIN_USEFUL_S, attempt_timeout_s, passed_on_s
+from serve_app.core.deadline import (
+    HEADROOM,
+    MAX_REPLY_S,
+    MAX_SHARE,
+    MIN_USEFUL_S,
+    attempt_timeout_s,
+    is_worth_asking,
+    passed_on_s,
+)
 
 remaining = st.floats(0, 1000)
 attempts = st.integers(1, 10)
@@ -24,11 +32,11 @@ def test_the_last_attempt_gets_everything(remaining_s, latency_s):
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.floats(MIN_USEFUL_S / MAX_SHARE, 1000), st.integers(2, 10), latencies)
-def test_whoever_follows_keeps_a_quarter(remaining_s, attempts_left, latency_s):
+@given(st.floats(2 * MIN_USEFUL_S, 1000), st.integers(2, 10), latencies)
+def test_whoever_follows_keeps_a_quarter_and_a_useful_time(remaining_s, attempts_left, latency_s):
     timeout_s = attempt_timeout_s(remaining_s, attempts_left, latency_s)
 
-    assert remaining_s - timeout_s >= (1 - MAX_SHARE) * remaining_s - 1e-9
+    assert remaining_s - timeout_s >= max(MIN_USEFUL_S, (1 - MAX_SHARE) * remaining_s) - 1e-9
 
 
 @settings(deadline=None, max_examples=200)
@@ -41,7 +49,7 @@ def test_an_attempt_gets_its_even_share_and_a_useful_time_at_least(remaining_s, 
 
 
 @settings(deadline=None, max_examples=100)
-@given(remaining, remaining, attempts, latencies)
+@given(st.floats(2 * MIN_USEFUL_S, 1000), st.floats(2 * MIN_USEFUL_S, 1000), attempts, latencies)
 def test_more_time_left_never_means_less_for_the_attempt(a_s, b_s, attempts_left, latency_s):
     shorter, longer = sorted((a_s, b_s))
 
@@ -56,7 +64,9 @@ def test_more_time_left_never_means_less_for_the_attempt(a_s, b_s, attempts_left
         (60, 3, 10, HEADROOM * 10),
         (60, 3, 40, MAX_SHARE * 60),
         (60, 2, 0, 30),
+        (0.9, 5, 1, 0.9 - MIN_USEFUL_S),
         (0.5, 5, 0, MIN_USEFUL_S),
+        (0.49, 5, 0, 0.49),
         (0.1, 5, 0, 0.1),
         (0, 3, 1, 0),
         (-1, 1, 1, 0),
@@ -65,6 +75,14 @@ def test_more_time_left_never_means_less_for_the_attempt(a_s, b_s, attempts_left
 )
 def test_time_is_divided_as_written(remaining_s, attempts_left, latency_s, timeout_s):
     assert attempt_timeout_s(remaining_s, attempts_left, latency_s) == pytest.approx(timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("remaining_s", "latency_s", "is_worth"),
+    [(10, 30, True), (MIN_USEFUL_S, 30, True), (0.05, 30, False), (0.05, 0.05, True), (0.05, 0.06, False)],
+)
+def test_another_model_is_asked_with_time_for_an_answer(remaining_s, latency_s, is_worth):
+    assert is_worth_asking(remaining_s, latency_s) is is_worth
 
 
 def test_three_attempts_that_hang_all_fit_into_one_deadline():

@@ -42,16 +42,29 @@ def test_bad_output_escalates_once_in_a_call() -> None:
 def test_attempts_are_bounded_and_skipping_is_none() -> None:
     made = plan(max_attempts=2)
     made.skip("a")
-    assert (made.models, made.attempts_left) == (("b", "c", "d"), 2)
+    assert (made.models, made.attempts_left()) == (("b", "c", "d"), 2)
     ended(made, "b", Outcome.TIMEOUT)
     ended(made, "c", Outcome.TIMEOUT)
-    assert (made.models, made.attempts_left) == ((), 0)
+    assert (made.models, made.attempts_left()) == ((), 0)
 
 
 def test_a_model_that_was_begun_is_not_offered_again_while_it_runs() -> None:
     made = plan(max_attempts=2)
     made.begin("a")
     assert made.models == ("b", "c", "d")
-    assert made.attempts_left == 1
+    assert made.attempts_left() == 1
     made.begin("b")
     assert made.models == ()
+
+
+def test_an_attempt_that_never_ran_is_none() -> None:
+    made = plan(max_attempts=2)
+    ended(made, "a", Outcome.REJECTED)
+    assert (made.models, made.attempts_left()) == (("b", "c", "d"), 2)
+
+
+def test_models_that_are_down_leave_no_attempts() -> None:
+    made = plan(max_attempts=3)
+    assert made.attempts_left(lambda model: model in "ab") == 2
+    made.begin("a")
+    assert made.attempts_left(lambda model: model in "ab") == 1

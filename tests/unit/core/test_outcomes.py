@@ -8,7 +8,7 @@ from serve_app.core import outcomes
 from serve_app.core.outcomes import MEANINGS, BreakerEffect, Meaning, NextRoute, classify_latency, classify_timeout
 from serve_app.messages import Outcome
 
-NOTHING_OF_THE_MODEL = (Outcome.RATE_LIMITED, Outcome.CUT_SHORT)
+NOTHING_OF_THE_MODEL = (Outcome.RATE_LIMITED, Outcome.CUT_SHORT, Outcome.REJECTED)
 """Another model is asked, though this one has no fault."""
 
 

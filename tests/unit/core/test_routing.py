@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.config import ModelConfig, Price, RoutingPolicy
+from serve_app.config import LevelConfig, ModelConfig, Price, RoutingPolicy
 from serve_app.core.recent_usage import Expectation
 from serve_app.core.routing import Demand, ModelFacts, estimate_cost_usd, select
 from serve_app.messages import Complexity, Options
@@ -268,12 +268,19 @@ def test_the_route_tells_what_its_first_model_will_cost() -> None:
 
 def test_a_demand_takes_the_smaller_token_limit_and_resolves_auto() -> None:
     options = Options(max_tokens=64, budget_usd=0.1, model="small")
-    demand = Demand.of({"ticket": "hello"}, options, level_max_tokens=256)
+    level = LevelConfig(models=("small",), max_tokens=256)
+    demand = Demand.of({"ticket": "hello"}, options, level)
     assert demand == Demand(Complexity.LOW, demand.input_tokens, 0.1, 64, "small")
     assert demand.input_tokens > 0
-    assert Demand.of({}, Options(complexity=Complexity.HIGH), level_max_tokens=256) == Demand(
-        Complexity.HIGH, 0, None, 256, None
-    )
+    assert Demand.of({}, Options(complexity=Complexity.HIGH), level) == Demand(Complexity.HIGH, 0, None, 256, None)
+
+
+def test_a_demand_is_that_of_what_the_level_leaves_of_the_inputs() -> None:
+    inputs = {"ticket": "why? " * 10, "context": "x" * 40_000, "page": 7}
+    short = {"ticket": "why? " * 2, "page": 7}
+    level = LevelConfig(models=("small",), drop_inputs=("context",), max_input_chars={"ticket": 10, "page": 1})
+    assert Demand.of(inputs, Options(), level) == Demand.of(short, Options())
+    assert Demand.of(inputs, Options(), LevelConfig(models=("small",))).input_tokens > 10_000
 
 
 MODELS = st.builds(
@@ -302,9 +309,18 @@ def test_a_route_never_repeats_a_model_is_never_empty_and_breaks_no_promise_unle
     route = select(demand, tuple(facts), facts, RoutingPolicy(strategy=strategy), models[-1].name)
     assert route.models
     assert len(set(route.models)) == len(route.models)
-    possible = [
-        name
-        for name, model in facts.items()
-        if tokens <= model.context_window and (budget is None or estimate_cost_usd(model, demand) <= budget)
-    ]
-    assert sorted(route.models) == sorted(possible or [models[-1].name])
+    default = models[-1].name
+    fitting = [name for name, model in facts.items() if tokens <= model.context_window]
+    possible = [name for name in fitting if budget is None or estimate_cost_usd(facts[name], demand) <= budget]
+    last_resort = [default] if default in fitting else fitting or [default]
+    assert sorted(route.models) == sorted(possible or last_resort)
+
+
+def test_a_budget_refuses_no_call_that_fits_into_another_model_than_the_default() -> None:
+    facts = {
+        "small": ModelFacts("small", 0.5, Price(output_usd_per_1m_tokens=1), 1_000, 1.0, 100),
+        "dear": ModelFacts("dear", 0.9, Price(output_usd_per_1m_tokens=50), 50_000, 1.0, 100),
+        "large": ModelFacts("large", 0.9, Price(output_usd_per_1m_tokens=20), 50_000, 1.0, 100),
+    }
+    demand = Demand(Complexity.LOW, input_tokens=2_000, budget_usd=1e-6)
+    assert select(demand, tuple(facts), facts, RoutingPolicy(), "small").models == ("large", "dear")

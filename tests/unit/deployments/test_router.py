@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_all, settle
 
-from serve_app.config import BreakerPolicy, Policy, Replicas, RetryPolicy
+from serve_app.config import BreakerPolicy, LevelConfig, Levels, Policy, Replicas, RetryPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.deadline import passed_on_s
-from serve_app.deployments.router import START_S, Router
+from serve_app.deployments.attempt_judge import START_S
+from serve_app.deployments.router import Router
 from serve_app.deployments.stage import StageAbsent, StageLost
 from serve_app.errors import (
     BadOutput,
@@ -38,6 +39,7 @@ from serve_app.messages import (
 )
 
 HARD = Options(complexity=Complexity.HIGH)
+NO_BUDGET = Policy(retry=RetryPolicy(budget_ratio=0, budget_floor_per_s=0))
 FALLBACKS = [
     Outcome.UNREACHABLE,
     Outcome.TIMEOUT,
@@ -223,17 +225,64 @@ async def test_a_model_that_hangs_behind_a_queue_is_left_alone_all_the_same() ->
     assert bench.asked()["large"] == BreakerPolicy().minimum_calls
 
 
-async def test_a_model_of_which_no_answer_was_seen_is_judged_by_every_timeout() -> None:
+@pytest.mark.parametrize(("time", "asked"), [(IMPATIENT, 20), (PATIENT, BreakerPolicy().minimum_calls)])
+async def test_a_model_of_which_no_answer_was_seen_is_judged_by_what_it_is_said_to_take(time, asked) -> None:
     bench = Bench()
     bench.models["large"]._answer = out_of_time(bench)
     for number in range(20):
-        await bench.ask(number, options=Options(model="large"), **IMPATIENT)
-    assert bench.asked()["large"] == BreakerPolicy().minimum_calls
+        await bench.ask(number, options=Options(model="large"), **time)
+    assert bench.asked()["large"] == asked
+
+
+async def test_what_an_impatient_call_leaves_of_its_time_is_no_time_for_another_model() -> None:
+    bench = knowing(Bench())
+    for model in bench.models.values():
+        model._answer = out_of_time(bench)
+    for number in range(20):
+        result = await bench.ask(number, **IMPATIENT)
+        assert type(result.error) is DeadlineExceeded
+    assert bench.asked() == {"large": 20}, "and all of the time is the first one's"
+
+
+async def test_another_model_is_asked_where_it_is_known_to_be_quick() -> None:
+    def late(asked) -> Result:
+        bench.clock.advance(0.17)
+        return failed(asked, Outcome.SERVER_ERROR)
+
+    bench = Bench(large=late)
+    bench.router._recent.observe("ask", "small", Usage(), 0.01, estimated_input_tokens=0)
+    result = await bench.ask(remaining_s=0.2)
+    assert [attempt.model for attempt in result.attempts] == ["large", "small"], "medium would take 0.1 s of 0.03"
+
+
+async def test_a_call_without_time_for_another_model_is_told_so() -> None:
+    def late(asked) -> Result:
+        bench.clock.advance(0.17)
+        return failed(asked, Outcome.SERVER_ERROR)
+
+    bench = Bench(large=late)
+    result = await bench.ask(remaining_s=0.2)
+    assert type(result.error) is DeadlineExceeded
+    assert bench.asked() == {"large": 1}
+
+
+async def test_models_that_are_down_keep_no_share_of_the_time() -> None:
+    given = []
+
+    def answers(asked) -> Result:
+        given.append(asked.remaining_s)
+        return ok(asked, asked.model)
+
+    bench = Bench(large=answers, medium=end(Outcome.DENIED), small=end(Outcome.DENIED))
+    await bench.ask(remaining_s=9)
+    for model in ("medium", "small"):
+        await bench.ask(options=Options(model=model))
+    await bench.ask(remaining_s=9)
+    assert given == pytest.approx([3, 9], abs=0.1)
 
 
 async def test_the_fallback_of_a_call_that_was_cut_short_costs_nothing() -> None:
-    policy = Policy(retry=RetryPolicy(budget_ratio=0, budget_floor_per_s=0))
-    bench = knowing(Bench(policy))
+    bench = knowing(Bench(NO_BUDGET))
     bench.models["large"]._answer = out_of_time(bench, ran_s=0.02)
     assert (await bench.ask(**PATIENT)).model == "medium"
 
@@ -468,17 +517,76 @@ async def test_what_was_sent_since_the_last_report_is_in_the_queue_too() -> None
         task.cancel()
 
 
-async def test_a_replicas_own_refusal_is_the_callers_and_says_nothing_of_the_model() -> None:
-    def refuse(asked):
-        error = Overloaded("full", 3.0)
-        return Result(asked.id, error=error, attempts=(Attempt("large", Outcome.REJECTED, 0.0),))
+def refuse(asked) -> Result:
+    """A replica that has no room."""
+    return Result(asked.id, error=Overloaded("full", 3.0), attempts=(Attempt(asked.model, Outcome.REJECTED, 0.0),))
 
-    bench = Bench(large=refuse)
+
+async def test_a_replicas_own_refusal_says_nothing_of_the_model_and_the_next_one_is_asked_for_nothing() -> None:
+    bench = Bench(NO_BUDGET, large=refuse, medium=refuse)
     for number in range(20):
         result = await bench.ask(number)
-        assert isinstance(result.error, Overloaded)
-        assert result.error.retry_after_s == 3.0
-    assert bench.asked() == {"large": 20}
+        assert result.model == "small"
+    assert bench.asked() == {"large": 20, "medium": 20, "small": 20}
+
+
+async def test_when_every_replica_refuses_the_refusal_is_the_callers() -> None:
+    bench = Bench(large=refuse, medium=refuse, small=refuse)
+    result = await bench.ask()
+    assert isinstance(result.error, Overloaded)
+    assert result.error.retry_after_s == 3.0
+    assert [attempt.outcome for attempt in result.attempts] == [Outcome.REJECTED] * 3
+
+
+async def test_a_call_whose_share_of_time_went_by_in_a_queue_goes_to_the_next_model() -> None:
+    def waits(asked) -> Result:
+        bench.clock.advance(asked.remaining_s)
+        error = UpstreamError("no time was left", outcome=Outcome.REJECTED)
+        return Result(asked.id, error=error, attempts=(Attempt(asked.model, Outcome.REJECTED, 0.0),))
+
+    bench = Bench(NO_BUDGET, large=waits)
+    assert (await bench.ask(1)).model == "medium"
+    bench = Bench(NO_BUDGET, large=waits, medium=waits, small=waits)
+    result = await bench.ask(2)
+    assert type(result.error) is DeadlineExceeded
+    assert [attempt.model for attempt in result.attempts] == ["large", "medium", "small"]
+
+
+async def test_the_calls_of_a_lost_replica_open_nothing() -> None:
+    bench = Bench(large=lambda asked: Result(asked.id, error=StageLost("gone", outcome=Outcome.UNREACHABLE)))
+    for number in range(20):
+        assert (await bench.ask(number)).model == "medium"
+    assert bench.asked()["large"] == 20
+
+
+DOWN = end(Outcome.SERVER_ERROR)
+
+
+def too_small(asked) -> Result:
+    attempt = Attempt(asked.model, Outcome.CONTEXT_WINDOW, 0.1)
+    return Result(asked.id, error=UpstreamRefused("long", outcome=Outcome.CONTEXT_WINDOW), attempts=(attempt,))
+
+
+@pytest.mark.parametrize(
+    ("policy", "models", "error"),
+    [
+        (None, {"large": DOWN, "medium": DOWN, "small": too_small}, NoRoute),
+        (None, {"large": too_small, "medium": DOWN, "small": too_small}, NoRoute),
+        (NO_BUDGET, {"large": too_small}, NoRoute),
+        (None, {"large": DOWN, "medium": too_small, "small": DOWN}, UpstreamRefused),
+        (None, {"large": too_small, "medium": too_small}, UpstreamRefused),
+    ],
+)
+async def test_inputs_are_too_long_only_when_no_larger_model_was_merely_down(policy, models, error) -> None:
+    """``medium`` has the largest window."""
+    assert type((await Bench(policy, **models).ask()).error) is error
+
+
+async def test_the_route_is_chosen_by_what_the_level_leaves_of_the_inputs() -> None:
+    bench = Bench()
+    level = LevelConfig(models=("small",), max_input_chars={"question": 100})
+    bench.router._levels = {"ask": Levels(full=level)}
+    assert (await bench.ask(inputs={"question": "x" * 100_000})).model == "small"
 
 
 async def test_a_call_that_is_left_is_left_at_its_model_and_its_neighbour_is_not() -> None:

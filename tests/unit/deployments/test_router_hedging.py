@@ -141,3 +141,29 @@ async def test_a_caller_who_leaves_takes_both_attempts_along() -> None:
     async with asyncio.timeout(5):
         while not (bench.models["large"].cancelled and bench.models["medium"].cancelled):
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("hedge_after_s", [0.01, None])
+async def test_a_model_that_cannot_be_asked_beside_another_may_be_asked_after_it(hedge_after_s) -> None:
+    release = asyncio.Event()
+
+    async def fails(asked) -> Result:
+        asyncio.get_running_loop().call_later(0.05, release.set)
+        await release.wait()
+        return failed(asked, Outcome.SERVER_ERROR)
+
+    bench = Bench(hedge_after_s=hedge_after_s, large=fails)
+    for model in ("medium", "small"):
+        bench.router._gates[model]._own.cool_down(0.03)
+    assert attempts(await bench.ask()) == [("large", Outcome.SERVER_ERROR), ("medium", Outcome.OK)]
+
+
+async def test_a_model_that_is_always_outrun_after_a_long_time_is_slow() -> None:
+    bench = Bench(large=hangs)
+    policy = bench.link.snapshot.policy
+    breaker = policy.breaker.model_copy(update={"slow_call_s": 0.005, "minimum_calls": 3})
+    bench.link.snapshot = Snapshot(2, policy.model_copy(update={"breaker": breaker}))
+    bench.router._reconfigure(bench.link.snapshot)
+    for _ in range(3):
+        assert (await bench.ask()).model == "medium"
+    assert bench.router._gates["large"].refusal() is not None
