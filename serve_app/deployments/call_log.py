@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from serve_app.adapters.json_log import CALLS, log_fields
 from serve_app.adapters.tracing import current_trace
+from serve_app.core.deadline import MIN_USEFUL_S
 from serve_app.deployments.http_problems import attempts_json
 from serve_app.messages import CacheStatus, Outcome, Result
 
 if TYPE_CHECKING:
     from serve_app.errors import SwitchyardError
-    from serve_app.messages import Level
+    from serve_app.messages import Call, Level
 
 log = logging.getLogger(CALLS)
+
+_FAILED: Final = frozenset({"no_route", "bad_output", "deadline_exceeded", "internal"})
 
 
 class Ending:
@@ -33,13 +36,27 @@ class Ending:
         self._request_id = request_id
         self._level = level
         self._status = 500
+        self._call: Call | None = None
         self._result: Result | None = None
 
     @property
-    def was_cut_short(self) -> bool:
-        """Whether it was tried, and no attempt had the time that one usually takes."""
-        attempts = self._result.attempts if self._result else ()
-        return bool(attempts) and all(attempt.outcome is Outcome.CUT_SHORT for attempt in attempts)
+    def is_failure(self) -> bool:
+        """Whether the call failed for a reason of ours, which lowers the level of service; one caller alone cannot."""
+        if self.code == "bad_output":  # cut off where the caller wanted it, perhaps
+            return self._call is None or self._call.options.max_tokens is None
+        return self.code in _FAILED and not (self.code == "deadline_exceeded" and self._had_no_time)
+
+    @property
+    def _had_no_time(self) -> bool:
+        """Whether no attempt had the time that one usually takes, or there was none for any, as the caller wanted it."""
+        if attempts := self._result.attempts if self._result else ():
+            return all(attempt.outcome is Outcome.CUT_SHORT for attempt in attempts)
+        call = self._call
+        return call is not None and (call.freshness.only_if_cached or call.remaining_s < MIN_USEFUL_S)
+
+    def read(self, call: Call) -> None:
+        """Note what the caller wants."""
+        self._call = call
 
     def answered(self, result: Result) -> None:
         """Note what came back, a failure included."""

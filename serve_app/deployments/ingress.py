@@ -52,7 +52,6 @@ _REFUSED = frozenset(
         "client_closed",
     }
 )
-_FAILED = frozenset({"no_route", "bad_output", "deadline_exceeded", "internal"})
 
 
 class Ingress:
@@ -156,7 +155,9 @@ class Ingress:
         started, snapshot = self._clock(), self.link.snapshot
         ending = Ending(program, request_id, snapshot.level)
         try:
-            result = await self._result(self._call(program, inputs, options, request_id, freshness))
+            call = self._call(program, inputs, options, request_id, freshness)
+            ending.read(call)
+            result = await self._result(call)
             if result.level is not Level.FULL:
                 result = replace(result, level_reason=snapshot.reason)
             ending.answered(result)
@@ -183,7 +184,7 @@ class Ingress:
         ending.write(latency_s)
         self.telemetry.call_finished(ending.program, ending.model, ending.code, latency_s)
         if ending.code not in _REFUSED:
-            self.link.call_finished(latency_s, failed=ending.code in _FAILED and not ending.was_cut_short)
+            self.link.call_finished(latency_s, failed=ending.is_failure)
 
     def _call(
         self,

@@ -250,6 +250,24 @@ async def test_a_deadline_that_no_model_could_have_kept_is_no_failure_of_the_ser
     assert (bench.link._pending.calls, bench.link._pending.failed_calls) == (1, failures)
 
 
+@pytest.mark.parametrize(
+    ("error", "options", "cache_control", "failures"),
+    [
+        (DeadlineExceeded("not stored"), {}, "only-if-cached", 0),
+        (DeadlineExceeded("late"), {"deadline_s": 0.01}, "", 0),
+        (DeadlineExceeded("late"), {"deadline_s": 10}, "", 1),
+        (BadOutput("cut off"), {"max_tokens": 1}, "", 0),
+        (BadOutput("nonsense"), {}, "", 1),
+        (NoRoute("down"), {"deadline_s": 0.01, "max_tokens": 1}, "", 1),
+    ],
+)
+async def test_what_a_caller_brings_about_is_no_failure_of_the_service(error, options, cache_control, failures) -> None:
+    bench = Bench(lambda asked: Result(asked.id, error=error))
+    with pytest.raises(type(error)):
+        await bench.ask(options=options, cache_control=cache_control)
+    assert (bench.link._pending.calls, bench.link._pending.failed_calls) == (1, failures)
+
+
 async def test_past_the_bound_calls_are_refused_by_priority_before_any_work() -> None:
     gate = asyncio.Event()
 
