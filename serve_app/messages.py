@@ -451,6 +451,7 @@ class ModelLoad:
         waiting: calls that waited for a slot, by priority, best first.
         service_s: seconds that a served call takes.
         replicas: how many reported.
+        refused: calls a second that routers sent elsewhere or refused, as too many wait.
     """
 
     slots: float = 0.0
@@ -458,6 +459,7 @@ class ModelLoad:
     waiting: tuple[float, ...] = (0.0, 0.0, 0.0)
     service_s: float = 0.0
     replicas: int = 0
+    refused: float = 0.0
 
     @property
     def spread(self) -> int:

@@ -15,6 +15,8 @@ def model_deployment_name(model: str) -> str:
 
 
 SLOTS: Final = "slots"
+REFUSED: Final = "refused_"
+"""Before a model's name: calls a second that a router did not send to it, as too many wait there."""
 WAITING: Final = tuple(f"waiting_{priority}" for priority in PRIORITIES)
 
 
@@ -25,8 +27,13 @@ def gauges_of(queue: SlotQueue) -> dict[str, float]:
     return own | {"queue_depth": float(queue.waiting)} | waiting
 
 
-def load_of(replicas: Iterable[Mapping[str, float]]) -> ModelLoad:
-    """The sum over a model's replicas; service times are averaged over those that know one, by their slots."""
+def load_of(replicas: Iterable[Mapping[str, float]], refused: float = 0.0) -> ModelLoad:
+    """The sum over a model's replicas; service times are averaged over those that know one, by their slots.
+
+    Args:
+        replicas: gauges of each.
+        refused: calls a second that routers did not send to them.
+    """
     known = [gauges for gauges in replicas if SLOTS in gauges]
     timed = [gauges for gauges in known if gauges["service_s"] > 0]
     timed_slots = sum(gauges[SLOTS] for gauges in timed)
@@ -36,4 +43,5 @@ def load_of(replicas: Iterable[Mapping[str, float]]) -> ModelLoad:
         waiting=tuple(sum(gauges[name] for gauges in known) for name in WAITING),
         service_s=sum(gauges["service_s"] * gauges[SLOTS] for gauges in timed) / timed_slots if timed_slots else 0.0,
         replicas=len(known),
+        refused=refused,
     )

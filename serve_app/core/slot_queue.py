@@ -26,6 +26,7 @@ from typing import Final
 
 from serve_app.core.clock import Clock
 from serve_app.core.expected_wait import expected_wait_s, refuse, room_for, too_late
+from serve_app.core.lost_demand import LostDemand
 from serve_app.core.permit import Refusal
 from serve_app.core.rolling_window import RollingMean
 from serve_app.messages import PRIORITIES, Priority
@@ -76,6 +77,10 @@ class SlotQueue:
         slots: calls that run at once; may be changed.
         max_waiting: most calls that wait.
         clock: monotonic seconds.
+
+    Attributes:
+        running: calls that hold a slot.
+        lost: calls that were refused, or waited in vain.
     """
 
     def __init__(self, slots: int, max_waiting: int, *, clock: Clock) -> None:
@@ -86,6 +91,7 @@ class SlotQueue:
         self._passed = dict.fromkeys(PRIORITIES, 0)
         self._service = RollingMean(SERVICE_WINDOW_S, clock=clock)
         self.running = 0
+        self.lost = LostDemand(clock=clock)
 
     @property
     def slots(self) -> int:
@@ -114,6 +120,7 @@ class SlotQueue:
     def join(self, priority: Priority, remaining_s: float, on_turn: OnTurn) -> Place | Refusal:
         """A place for one call, which may have started when this returns; or why there is none."""
         if refusal := self._refusal(priority, remaining_s):
+            self.lost.note()
             return refusal
         place = Place(self, priority, self._clock() + remaining_s, on_turn)
         self._waiting[priority][place] = None
@@ -136,6 +143,7 @@ class SlotQueue:
         while self.running < self._slots and (place := self._take()):
             if place.expires_at <= now or (place.waited and place.expires_at < now + service_s):
                 place._drop(refuse(0, "deadline"))  # noqa: SLF001 - two halves of one thing
+                self.lost.note()
                 continue
             self._note_turn(place.priority)
             self.running += 1

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve_app.config import Replicas
+from serve_app.core.lost_demand import replicas_lost
 from serve_app.core.scaling import Readings, replicas_wanted
 from serve_app.core.slot_queue import SlotQueue
+from serve_app.messages import ModelLoad
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 WAITING: Final = "waiting"
 RUNNING: Final = "running"
 SLOTS: Final = "slots"
+LOST: Final = "lost"
 HELD_BACK: Final = "held_back"
 
 BY_ONGOING = "ray.serve.autoscaling_policy:replica_queue_length_autoscaling_policy"
@@ -30,10 +33,22 @@ LOOK_BACK_S: Final = 6.0
 """Seconds over which readings are averaged."""
 
 
-def stats_of(queue: SlotQueue, *, is_held_back: bool) -> dict[str, float]:
-    """What a model's replica records for ``queue_depth_policy``."""
-    waiting, running, slots = float(queue.waiting), float(queue.running), float(queue.slots)
-    return {WAITING: waiting, RUNNING: running, SLOTS: slots, HELD_BACK: float(is_held_back)}
+def stats_of(queue: SlotQueue, load: ModelLoad | None, *, is_held_back: bool) -> dict[str, float]:
+    """What a model's replica records for ``queue_depth_policy``.
+
+    Args:
+        queue: the replica's.
+        load: of the model's replicas together, as last told; routers refuse for all of them.
+        is_held_back: whether more replicas would not help.
+    """
+    elsewhere = load.refused / max(1, load.replicas) if load else 0.0
+    return {
+        WAITING: float(queue.waiting),
+        RUNNING: float(queue.running),
+        SLOTS: float(queue.slots),
+        LOST: replicas_lost(queue.lost.a_second + elsewhere, queue.service_s, queue.slots),
+        HELD_BACK: float(is_held_back),
+    }
 
 
 def queue_depth_policy(ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
@@ -48,6 +63,7 @@ def queue_depth_policy(ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         newest_waiting=newest.get(WAITING, _sum(recorded, WAITING)),
         running=_sum(recorded, RUNNING),
         slots=_sum(recorded, SLOTS),
+        lost=_sum(recorded, LOST),
         is_held_back=newest.get(HELD_BACK, _sum(recorded, HELD_BACK)) > 0,
     )
     floor, ceiling = ctx.capacity_adjusted_min_replicas, ctx.capacity_adjusted_max_replicas

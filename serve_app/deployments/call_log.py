@@ -48,7 +48,7 @@ class Ending:
 
     @property
     def _had_no_time(self) -> bool:
-        """Whether no attempt had the time that one usually takes, or there was none for any, as the caller wanted it."""
+        """Whether no attempt had the time that one usually takes, or the caller left none for any."""
         if attempts := self._result.attempts if self._result else ():
             return all(attempt.outcome is Outcome.CUT_SHORT for attempt in attempts)
         call = self._call

@@ -23,7 +23,7 @@ from serve_app.deployments.slots import Slots
 from serve_app.deployments.stage import Chunks
 from serve_app.deployments.turnstile import BUSY, Turnstile
 from serve_app.errors import Overloaded, SwitchyardError, UpstreamError
-from serve_app.messages import Attempt, BreakerState, Call, ModelHealth, Outcome, Result
+from serve_app.messages import Attempt, BreakerState, Call, ModelHealth, ModelLoad, Outcome, Result
 
 
 class ModelReplica:
@@ -66,6 +66,11 @@ class ModelReplica:
         link.versions = {name: program.version for name, program in programs.items()}
         self.scoring = Scoring(model.name, programs, telemetry, link)
         link.add_gauges(lambda: gauges_of(self.slots.queue))
+
+    @property
+    def load(self) -> ModelLoad | None:
+        """Of all replicas of the model together, as last told."""
+        return self._link.snapshot.loads.get(self._model.name)
 
     @property
     def is_held_back(self) -> bool:

@@ -152,4 +152,4 @@ class ModelDeployment(Holding, Streaming, ModelReplica):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What ``serve_app.deployments.autoscaling`` decides by."""
-        return stats_of(self.slots.queue, is_held_back=self.is_held_back)
+        return stats_of(self.slots.queue, self.load, is_held_back=self.is_held_back)

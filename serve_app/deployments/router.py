@@ -17,6 +17,8 @@ from serve_app.core.clock import Clock
 from serve_app.core.deadline import attempt_timeout_s, is_worth_asking, passed_on_s
 from serve_app.core.expected_wait import BUSY, refusal_at
 from serve_app.core.fallback import FallbackPlan
+from serve_app.core.lost_demand import LostDemand
+from serve_app.core.model_load import REFUSED
 from serve_app.core.outcomes import MEANINGS, classify_latency
 from serve_app.core.permit import Refusal
 from serve_app.core.recent_usage import RecentUsage
@@ -92,10 +94,12 @@ class Router:
         self._clock = clock
         policy = link.snapshot.policy
         self._sent = {name: _Sent() for name in stages}
+        self._lost = {name: LostDemand(clock=clock) for name in stages}
         self._gates = {name: RouteGate(policy.breaker, clock=clock) for name in stages}
         self._budget = RetryBudget(policy.retry, clock=clock)
         self._recent = RecentUsage(clock=clock)
         self._judge = AttemptJudge(self._models, self._recent, link, clock=clock)
+        link.add_gauges(lambda: {REFUSED + name: lost.a_second for name, lost in self._lost.items()})
         link.add_breakers(lambda: {name: gate.report() for name, gate in self._gates.items()}, self._apply)
         link.on_snapshot(self._reconfigure)
 
@@ -177,7 +181,10 @@ class Router:
         timeout_s = self._timeout_s(journey, model, journey.plan.attempts_left(self._is_up))
         sent = self._sent[model].since(self._link.snapshot)
         refusal = refusal_at(load, journey.call.options.priority, timeout_s, sent)
-        return replace(refusal, reason=BUSY) if refusal else None
+        if refusal is None:
+            return None
+        self._lost[model].note()
+        return replace(refusal, reason=BUSY)
 
     def _is_up(self, model: str) -> bool:
         return self._gates[model].refusal() is None

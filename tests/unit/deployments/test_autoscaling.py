@@ -1,15 +1,18 @@
 """Replicas follow the calls that wait."""
 
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
 
 from serve_app.config import Replicas
 from serve_app.core.clock import ManualClock
+from serve_app.core.lost_demand import WINDOW_S
 from serve_app.core.slot_queue import SlotQueue
 from serve_app.deployments.autoscaling import (
     BY_ONGOING,
     HELD_BACK,
+    LOST,
     RUNNING,
     SLOTS,
     WAITING,
@@ -17,7 +20,7 @@ from serve_app.deployments.autoscaling import (
     scaling_options,
     stats_of,
 )
-from serve_app.messages import Priority
+from serve_app.messages import ModelLoad, Priority
 
 
 def context(mean, newest=None, current: int = 2, least: int = 1) -> SimpleNamespace:
@@ -67,7 +70,58 @@ def test_a_replica_records_what_the_policy_reads() -> None:
     queue = SlotQueue(1, 10, clock=ManualClock())
     for _ in range(3):
         queue.join(Priority.DEFAULT, 60, lambda _: None)
-    assert stats_of(queue, is_held_back=True) == {WAITING: 2, RUNNING: 1, SLOTS: 1, HELD_BACK: 1}
+    assert stats_of(queue, None, is_held_back=True) == {WAITING: 2, RUNNING: 1, SLOTS: 1, LOST: 0, HELD_BACK: 1}
+
+
+def test_who_is_refused_here_or_by_routers_is_lost() -> None:
+    clock = ManualClock()
+    queue = SlotQueue(1, 2, clock=clock)
+    place = queue.join(Priority.DEFAULT, 60, lambda _: None)
+    clock.advance(4)
+    place.leave(served=True)
+    for _ in range(7):
+        queue.join(Priority.DEFAULT, 60, lambda _: None)
+    assert queue.waiting == 1, "the bound"
+    stats = stats_of(queue, ModelLoad(replicas=2, refused=3.0), is_held_back=False)
+    assert stats[LOST] == pytest.approx((5 / WINDOW_S + 3.0 / 2) * 4)
+    clock.advance(2 * WINDOW_S)
+    assert stats_of(queue, ModelLoad(replicas=2), is_held_back=False)[LOST] == 0
+
+
+def test_who_waited_in_vain_was_refused() -> None:
+    clock = ManualClock()
+    queue = SlotQueue(1, 10, clock=clock)
+    first = queue.join(Priority.DEFAULT, 60, lambda _: None)
+    queue.join(Priority.DEFAULT, 5, lambda _: None)
+    clock.advance(6)
+    first.leave(served=True)
+    assert queue.lost.a_second == 1 / WINDOW_S
+
+
+@pytest.mark.parametrize(
+    ("slots", "service_s", "deadline_s"),
+    [(8, 5.0, 10.0), (4, 2.0, 5.0), (8, 20.0, 60.0), (8, 5.0, 6.0), (64, 0.5, 0.6), (1, 30.0, 40.0)],
+)
+def test_where_a_third_of_all_calls_is_refused_there_is_soon_another_replica(slots, service_s, deadline_s) -> None:
+    """Half as many calls again as one replica can answer; deadlines keep its queue shorter than what it aims at."""
+    clock, wanted = ManualClock(), 1
+    queue, running = SlotQueue(slots, 512, clock=clock), deque[tuple[float, list]]()
+    step_s = service_s / slots / 1.5
+    for _ in range(int(6 * service_s / step_s)):
+        clock.advance(step_s)
+        while running and running[0][0] <= clock():
+            running.popleft()[1][0].leave(served=True)
+        place: list = []
+
+        def begins(refusal, place=place) -> None:
+            if refusal is None:
+                running.append((clock() + service_s, place))
+
+        place.append(queue.join(Priority.SHEDDABLE, deadline_s, begins))
+        stats = stats_of(queue, None, is_held_back=False)
+        recorded = {name: {"a": value} for name, value in stats.items()}
+        wanted = max(wanted, queue_depth_policy(context(recorded, current=1))[0])
+    assert wanted > 1
 
 
 def test_equal_bounds_are_a_fixed_number() -> None:
