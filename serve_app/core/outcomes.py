@@ -20,8 +20,8 @@
 
 ``slow`` is an answer like ``ok``: it is given to the caller and costs the model its standing. ``cut_short`` is a
 timeout of an attempt that ran for less than answers usually do, since its deadline was near, it waited for a slot, or
-a replica had to start: that says nothing of the model. Counted as failures, the calls of one impatient caller would
-open the breaker for everybody.
+a replica had to start; or of one that ran again after another call had broken their batch. That says nothing of the
+model. Counted as failures, the calls of one impatient caller would open the breaker for everybody.
 """
 
 from __future__ import annotations
