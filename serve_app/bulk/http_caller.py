@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import aiohttp
 from pydantic_core import from_json
@@ -20,6 +20,10 @@ from serve_app.messages import Priority
 OK: Final = 200
 ABSENT: Final = frozenset({OK, 404, 500, 502, 503, 504})
 """What a proxy says while no application is behind it, or a stranger in its place, when the words are not ours."""
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+"""None is followed: after most of them a POST goes on as a GET (RFC 9110 §15.4)."""
+REDIRECTED: Final = "redirected"
+"""Code of a row that was sent elsewhere."""
 PROBLEM_TYPE: Final = "application/problem+json"
 MAX_SHOWN: Final = 120
 """Characters of a stranger's reply that an error shows."""
@@ -35,7 +39,9 @@ class HttpCaller:
 
     def __init__(self, session: aiohttp.ClientSession, url: str, program: str) -> None:
         self._session = session
-        self._url = f"{url.rstrip('/')}/v1/programs/{quote(program, safe='')}"
+        self._base = url
+        self._path = f"/v1/programs/{quote(program, safe='')}"
+        self._url = url.rstrip("/") + self._path
 
     @classmethod
     @asynccontextmanager
@@ -43,22 +49,23 @@ class HttpCaller:
         """A caller whose connections end with the block.
 
         Raises:
-            ConfigError: the URL is none, no application answers there, or no such program is served.
+            ConfigError: the URL is none, it redirects, no application answers there, or no such program is served.
         """
         _must_be_http(url)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
         connector = aiohttp.TCPConnector(limit=0)  # the pool of rows is the bound
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             caller = cls(session, url, program)
-            await caller._must_be_served(url)
+            await caller._must_be_served()
             yield caller
 
     async def __call__(self, row: Row) -> Answer | Failure:
         """One call, made once."""
         body = json.dumps({"inputs": row.inputs, "options": DEFAULT_OPTIONS | row.options}).encode()
+        headers = {"content-type": "application/json"}
         try:
-            async with self._session.post(self._url, data=body, headers={"content-type": "application/json"}) as reply:
-                return _outcome(reply.status, reply.headers, await reply.read())
+            async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as reply:
+                return self._redirect(reply) or _outcome(reply.status, reply.headers, await reply.read())
         except (aiohttp.ClientError, TimeoutError) as error:
             return Failure(UNREACHABLE, f"no answer: {error or type(error).__name__}", is_retryable=True)
 
@@ -71,18 +78,31 @@ class HttpCaller:
 
     async def _fault(self) -> Failure | None:
         """What is wrong where the program should be; ``None`` when it is there."""
-        async with self._session.get(self._url) as reply:
+        async with self._session.get(self._url, allow_redirects=False) as reply:
             raw = await reply.read()
             is_there = reply.status == OK and "inputs" in _object(raw)
-            return None if is_there else _failure(reply.status, reply.headers, raw)
+            return None if is_there else self._redirect(reply) or _failure(reply.status, reply.headers, raw)
 
-    async def _must_be_served(self, url: str) -> None:
+    def _redirect(self, reply: aiohttp.ClientResponse) -> Failure | None:
+        """Where the reply sends its caller; ``None`` when it does not."""
+        location = reply.headers.get("Location")
+        if reply.status not in REDIRECTS or not location:
+            return None
+        target = _absolute(self._url, location)
+        base = target.removesuffix(self._path)
+        where = f"{base}: give that URL" if base != target else _shortened(target)
+        return Failure(REDIRECTED, f"{self._base} redirects to {where}")
+
+    async def _must_be_served(self) -> None:
+        url = self._base
         try:
             failure = await self._fault()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise ConfigError([f"nothing answers at {url}: {error or type(error).__name__}"]) from error
         if failure is None:
             return
+        if failure.code == REDIRECTED:
+            raise ConfigError([failure.detail])
         if failure.code != UNREACHABLE:
             raise ConfigError([f"{url}: {failure.detail}"])
         hint = "perhaps it is still starting, or has a route_prefix that the URL lacks"
@@ -122,8 +142,19 @@ def _problem(headers: Mapping[str, str], raw: bytes) -> dict[str, Any]:
     return body if isinstance(body.get("code"), str) else {}
 
 
+def _absolute(url: str, location: str) -> str:
+    """Where a ``Location`` leads that came from ``url``; as it is when it cannot be read."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        return location
+
+
 def _first_words(raw: bytes) -> str:
-    text = " ".join(raw.decode(errors="replace").split())
+    return _shortened(" ".join(raw.decode(errors="replace").split()))
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 

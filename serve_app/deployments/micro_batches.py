@@ -1,13 +1,16 @@
 """Programs that batch: calls that get their slots in the same turn of the loop are handed over as one.
 
-A whole batch gives its slots back at once, so the next one forms from what waits for them. What the program spent is
-shared out evenly; a batch has no journal. One who leaves hurts nobody, and the last one ends the work.
+A whole batch gives its slots back at once, so the next one forms from what waits for them. Where it fails by the fault
+of one of its calls, parts of it run again until that one fails alone (``core/isolation.py``), each part as a batch of
+its own in the slots that its calls hold anyway. What the program spent is shared out evenly among those who wait for
+it; a batch has no journal. One who leaves hurts nobody, and the last one ends the work.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,20 +19,41 @@ from typing import TYPE_CHECKING
 from serve_app.adapters.call_scope import CallScope, call_scope
 from serve_app.adapters.dspy_program import Answer, Program
 from serve_app.adapters.program_runner import out_of_time
+from serve_app.core.isolation import is_perhaps_one_calls_fault, parts
 from serve_app.errors import SwitchyardError
-from serve_app.messages import Call, Level, Usage
+from serve_app.messages import Call, Level, Outcome, Usage
 
 if TYPE_CHECKING:
     import dspy
 
+log = logging.getLogger("switchyard.batches")
+
 _Key = tuple[str, Level, int | None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Item:
     call: Call
     scope: CallScope
     answer: asyncio.Future[Answer]
+    is_again: bool = False
+    """Whether a batch that it was in failed, perhaps by the fault of another."""
+
+    @property
+    def is_worth_a_run(self) -> bool:
+        """Whether its caller is there and it has time left."""
+        return not self.answer.done() and self.scope.remaining_s() > 0
+
+    def settle(self, outcome: Answer | SwitchyardError) -> None:
+        """Tell the caller, who is told once; where another's fault took time, a timeout says nothing of the model."""
+        if self.answer.done():
+            return
+        if not isinstance(outcome, SwitchyardError):
+            self.answer.set_result(outcome)
+        elif self.is_again and outcome.outcome is Outcome.TIMEOUT:
+            self.answer.set_exception(out_of_time(Outcome.CUT_SHORT))
+        else:
+            self.answer.set_exception(outcome)
 
 
 class MicroBatches:
@@ -56,16 +80,18 @@ class MicroBatches:
             loop.call_soon(self._send, key, program)
         item = _Item(call, scope, loop.create_future())
         self._forming[key].append(item)
+        deadline = loop.call_later(scope.remaining_s(), item.settle, out_of_time())
         try:
-            async with asyncio.timeout(scope.remaining_s()):
-                return await item.answer
-        except TimeoutError as error:
-            raise out_of_time() from error
+            return await item.answer
+        finally:
+            deadline.cancel()
 
     def _send(self, key: _Key, program: Program) -> None:
         items = [item for item in self._forming.pop(key) if not item.answer.done()]
-        if not items:
-            return
+        if items:
+            self._start(program, items)
+
+    def _start(self, program: Program, items: Sequence[_Item]) -> None:
         task = asyncio.create_task(self._answer(program, items), context=contextvars.Context())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -73,22 +99,33 @@ class MicroBatches:
             item.answer.add_done_callback(partial(_end_if_deserted, task, items))
 
     async def _answer(self, program: Program, items: Sequence[_Item]) -> None:
-        longest_s = max(item.scope.remaining_s() for item in items)
         outcomes: list[Answer | SwitchyardError]
+        try:
+            outcomes = await self._run(program, items)
+        except SwitchyardError as error:
+            if is_perhaps_one_calls_fault(error.outcome, len(items)):
+                self._run_again(program, items, error.outcome)
+                return
+            outcomes = [error] * len(items)
+        for item, outcome in zip(items, outcomes, strict=True):
+            item.settle(outcome)
+
+    def _run_again(self, program: Program, items: Sequence[_Item], outcome: Outcome) -> None:
+        left = [item for item in items if item.is_worth_a_run]
+        ids = [item.call.request_id for item in left]
+        log.warning("batch.run_again", extra={"program": program.name, "outcome": outcome, "request_ids": ids})
+        for item in left:
+            item.is_again = True
+        for part in parts(left):
+            self._start(program, part)
+
+    async def _run(self, program: Program, items: Sequence[_Item]) -> list[Answer | SwitchyardError]:
+        longest_s = max(item.scope.remaining_s() for item in items)
         with call_scope(longest_s, items[0].scope.max_tokens) as spent:
             try:
-                outcomes = await program.run_batch([item.call for item in items], self._lm)
-            except SwitchyardError as error:
-                outcomes = [error] * len(items)
+                return await program.run_batch([item.call for item in items], self._lm)
             finally:
-                _share(spent, items)
-        for item, outcome in zip(items, outcomes, strict=True):
-            if item.answer.done():
-                continue
-            if isinstance(outcome, SwitchyardError):
-                item.answer.set_exception(outcome)
-            else:
-                item.answer.set_result(outcome)
+                _share(spent, [item for item in items if not item.answer.done()])
 
 
 def _share(spent: CallScope, items: Sequence[_Item]) -> None:
@@ -106,5 +143,5 @@ def _part(total: int, at: int, count: int) -> int:
 
 
 def _end_if_deserted(task: asyncio.Task[None], items: Sequence[_Item], _: asyncio.Future[Answer]) -> None:
-    if all(item.answer.cancelled() for item in items):
+    if all(item.answer.done() for item in items):
         task.cancel()

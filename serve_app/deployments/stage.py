@@ -40,6 +40,9 @@ PICKLED: Final[dict[str, Any]] = {"request_serialization": "pickle", "response_s
 will do, at half of cloudpickle's work."""
 LEAVE_TIMEOUT_S = 2.0
 """Seconds that replicas have to hear which calls were left; one that does not hear it ends them at their deadline."""
+LEAVE_GAP_S = 0.03
+"""Seconds after which the next such message goes though not every replica has heard the last one: 67 at most wait for
+an answer at a time, as each does so for ``LEAVE_TIMEOUT_S``."""
 
 
 class Stage(Protocol):
@@ -78,6 +81,7 @@ class HandleStage:
         self._left_early: set[str] = set()
         self._leaving: set[str] = set()
         self._telling: asyncio.Task[None] | None = None
+        self._unheard: set[asyncio.Task[None]] = set()
 
     async def run(self, calls: Sequence[Call]) -> Chunks:
         """Pass the batch on.
@@ -142,11 +146,17 @@ class HandleStage:
             self._telling = asyncio.create_task(self._tell_replicas(), context=contextvars.Context())
 
     async def _tell_replicas(self) -> None:
-        """One message at a time for all that was left meanwhile; every replica hears it, and one knows the call."""
+        """A message for all that was left meanwhile, then the next; every replica hears it, and one knows the call.
+
+        A replica that stalls keeps the next one from the others for ``LEAVE_GAP_S`` at most.
+        """
         try:
             while self._leaving:
                 ids, self._leaving = sorted(self._leaving), set()
-                await self._broadcast(ids)
+                message = asyncio.create_task(self._broadcast(ids))
+                self._unheard.add(message)
+                message.add_done_callback(self._unheard.discard)
+                await asyncio.wait({message}, timeout=LEAVE_GAP_S)
         finally:
             self._telling = None
 

@@ -30,7 +30,8 @@ def reply(status: int, body: Body, headers: dict[str, str] | None = None) -> web
 class BulkServer:
     def __init__(self, answers: Answers = answered) -> None:
         self.answers = answers
-        self.description: tuple[int, Body] = 200, {"name": "triage", "inputs": {}}
+        self.description: tuple[int, Body] | tuple[int, Body, dict[str, str]] = 200, {"name": "triage", "inputs": {}}
+        self.described = 0
         self.asked: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.most_at_once = self._at_once = 0
@@ -55,6 +56,7 @@ class BulkServer:
         return reply(status, answer, headers)
 
     async def _describe(self, request: web.Request) -> web.Response:
+        self.described += 1
         if request.match_info["program"] != "triage":
             return reply(404, {"code": "unknown_program", "detail": "did you mean 'triage'?"})
         if len(self.bodies) > self.goes_away_after and request.transport is not None:

@@ -279,6 +279,51 @@ async def test_a_proxy_that_lets_nobody_in_is_said_at_once(tmp_path) -> None:
             await bulk(tmp_path, url).run(Tally(io.StringIO()))
 
 
+REDIRECTS = [301, 302, 303, 307, 308]
+
+
+@pytest.mark.parametrize("status", REDIRECTS)
+async def test_a_url_that_redirects_is_refused_with_the_one_to_give(tmp_path, status) -> None:
+    server, there = BulkServer(), BulkServer()
+    async with server.running() as url, there.running() as right:
+        server.description = status, "Moved", {"Location": f"{right}/v1/programs/triage"}
+        with pytest.raises(ConfigError, match=f"^{url} redirects to {right}: give that URL$"):
+            await bulk(tmp_path, url).run(Tally(io.StringIO()))
+    assert (server.bodies, there.described) == ([], 0)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("location", "where"),
+    [
+        ("/login?next=%2F", "{url}/login?next=%2F"),
+        ("https://sso.example/" + "a" * 200, "https://sso.example/" + "a" * 100 + "…"),
+        ("http://[no-address", "http://[no-address"),
+    ],
+)
+async def test_a_redirect_to_something_else_says_where_to(tmp_path, location, where) -> None:
+    server = BulkServer()
+    server.description = 302, "Found", {"Location": location}
+    async with server.running() as url:
+        with pytest.raises(ConfigError) as refused:
+            await bulk(tmp_path, url).run(Tally(io.StringIO()))
+    assert refused.value.problems == (f"{url} redirects to {where.format(url=url)}",)
+
+
+@pytest.mark.parametrize("status", REDIRECTS)
+async def test_a_redirect_amid_the_run_is_the_rows_end_and_followed_by_nobody(tmp_path, status) -> None:
+    there = BulkServer()
+    async with there.running() as right:
+        moved = status, "Moved", {"Location": f"{right}/v1/programs/triage"}
+        server = BulkServer(lambda ticket, tries: moved if ticket == "b" else answered(ticket, tries))
+        async with server.running() as url:
+            await bulk(tmp_path, url).run(Tally(io.StringIO()))
+    says = f"{url} redirects to {right}: give that URL"
+    assert written(tmp_path)[2]["error"] == {"code": "redirected", "detail": says}
+    assert ["outputs" in line for _, line in sorted(written(tmp_path).items())] == [True, False, True]
+    assert (server.asked["b"], there.described, there.bodies) == (1, 0, [])
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [

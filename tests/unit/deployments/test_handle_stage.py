@@ -7,6 +7,7 @@ from deployment_fakes import FakeHandle, call, ok, run_all, settle
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
+from serve_app.deployments import stage as stages
 from serve_app.deployments.lane import Lane
 from serve_app.deployments.stage import HandleStage, StageLost, drive
 from serve_app.errors import Overloaded
@@ -86,14 +87,30 @@ class Leavable(FakeHandle):
         return [None]
 
 
-async def taken(handle) -> tuple[HandleStage, asyncio.Task]:
+class Deaf(Leavable):
+    """One of its replicas answers no message."""
+
+    unanswered = most_unanswered = 0
+
+    async def results_async(self, *, timeout_s, **_):
+        self.unanswered += 1
+        self.most_unanswered = max(self.most_unanswered, self.unanswered)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.heard.wait()
+        finally:
+            self.unanswered -= 1
+
+
+async def taken(handle, calls: int = 4) -> tuple[HandleStage, asyncio.Task]:
     stage = HandleStage(handle)
-    running = asyncio.create_task(run_all(stage, *(call(n) for n in range(1, 5))))
+    running = asyncio.create_task(run_all(stage, *(call(n) for n in range(1, calls + 1))))
     await settle()
     return stage, running
 
 
-async def test_replicas_are_told_who_left_one_message_at_a_time() -> None:
+async def test_replicas_that_answer_are_told_who_left_one_message_at_a_time(monkeypatch) -> None:
+    monkeypatch.setattr(stages, "LEAVE_GAP_S", 60)
     handle = Leavable((), "silence")
     stage, running = await taken(handle)
     stage.leave(["c1"])
@@ -105,6 +122,39 @@ async def test_replicas_are_told_who_left_one_message_at_a_time() -> None:
     handle.heard.set()
     await settle()
     assert handle.told == [["c1"], ["c2", "c3"]]
+    running.cancel()
+
+
+async def test_a_replica_that_does_not_answer_keeps_the_news_from_no_other() -> None:
+    handle = Leavable((), "silence")
+    stage, running = await taken(handle)
+    stage.leave(["c1"])
+    await settle()
+    stage.leave(["c2"])
+    stage.leave(["c3"])
+    async with asyncio.timeout(1):
+        while len(handle.told) < 2:
+            await asyncio.sleep(0)
+    assert handle.told == [["c1"], ["c2", "c3"]]
+    running.cancel()
+
+
+async def test_messages_that_nobody_answers_are_bounded_in_number(monkeypatch) -> None:
+    monkeypatch.setattr(stages, "LEAVE_TIMEOUT_S", 0.1)
+    handle = Deaf((), "silence")
+    stage, running = await taken(handle, calls=100)
+    left = [f"c{n}" for n in range(1, 101)]
+    for call_id in left:
+        stage.leave([call_id])
+        await asyncio.sleep(0.003)
+    assert 1 < handle.most_unanswered <= 0.1 / stages.LEAVE_GAP_S + 1
+    assert len(handle.told) < 50
+    async with asyncio.timeout(5):
+        while handle.unanswered:
+            await asyncio.sleep(0)
+    await settle()
+    assert sorted(call_id for ids in handle.told for call_id in ids) == sorted(left)
+    assert not stage._unheard
     running.cancel()
 
 
