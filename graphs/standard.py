@@ -12,7 +12,7 @@ from graphs import parts
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.config_check import load_app_config
-from serve_app.deployments.autoscaling import BY_ONGOING, scaling_options
+from serve_app.deployments.autoscaling import BY_ONGOING
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.replicas import CacheDeployment, Handle, RouterDeployment
 from serve_app.deployments.stage import HandleStage, Stage
@@ -28,10 +28,10 @@ def build(args: dict[str, Any]) -> Application:
     redis = parts.embedded_redis(config)
     control = parts.control_plane(config, redis)
     models = parts.models(config, control)
-    scaled = parts.OPTIONS | scaling_options(config.router, BY_ONGOING)
-    router = parts.bind(RouterDeployment, "Router", scaled, config, control, models)
-    cached = parts.OPTIONS | scaling_options(config.cache.replicas, BY_ONGOING)
-    cache = parts.bind(CacheDeployment, "Cache", cached, config, control, router, redis)
+    routing = parts.scaled(config, config.router, BY_ONGOING)
+    router = parts.bind(RouterDeployment, "Router", routing, config, control, models)
+    caching = parts.scaled(config, config.cache.replicas, BY_ONGOING)
+    cache = parts.bind(CacheDeployment, "Cache", caching, config, control, router, redis)
     return parts.ingress(config, control, wire, {"Cache": cache})
 
 

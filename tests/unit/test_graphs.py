@@ -133,3 +133,11 @@ def test_in_the_compact_graph_the_ingress_holds_every_handle_itself() -> None:
     ingress = bound(compact)["Ingress"]
     *_, handles = ingress.init_args
     assert handles.keys() == {"Model-large", "Model-medium", "Model-small", "EmbeddedRedis"}
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_part_that_holds_calls_is_given_the_time_of_the_longest_to_end(graph) -> None:
+    found = bound(graph, limits={"max_deadline_s": 1234})
+    times = {name: each._deployment_config.graceful_shutdown_timeout_s for name, each in found.items()}
+    without_calls = {"ControlPlane", "EmbeddedRedis"}
+    assert {name for name, seconds in times.items() if seconds < 1234} == without_calls
