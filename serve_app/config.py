@@ -273,7 +273,7 @@ class ModelConfig(Section):
     context_window: PositiveInt = 128_000
     """Tokens the model takes, prompt and answer together."""
     max_ongoing_requests: PositiveInt = 64
-    """Most calls one replica runs at once."""
+    """Most calls one replica runs at once; a program with ``forward`` alone takes a thread for each."""
     adaptive_concurrency: bool = True
     """Run fewer at once while the provider is slower per token than usual or answers 429; false always allows all."""
     max_queued_requests: PositiveInt = 1000

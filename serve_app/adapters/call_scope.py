@@ -1,22 +1,29 @@
 """What the LM engine must know of the call it works for: its deadline, its token limit, where to count, its journal.
 
-DSPy hands an engine nothing but the request, so the rest travels in a context variable. Tasks and
-``contextvars.copy_context().run`` inherit it, so it holds across ``asyncio.gather`` and executors too.
+DSPy hands an engine nothing but the request, so the rest travels as the program's LM does, in DSPy's settings: tasks,
+``contextvars.copy_context().run``, ``dspy.Parallel`` and ``dspy.asyncify`` hand them on. A thread that a program starts
+without any of these has neither.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import dspy
 
 from serve_app.messages import Usage
 
 if TYPE_CHECKING:
     from serve_app.adapters.call_journal import CallJournal
+
+T = TypeVar("T")
+
+_SETTING: Final = "switchyard_call_scope"
 
 
 @dataclass(slots=True)
@@ -38,6 +45,7 @@ class CallScope:
     lm_calls: int = 0
     lm_s: float = 0.0
     journal: CallJournal | None = None
+    _held: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = field(default_factory=dict, init=False, repr=False)
 
     def remaining_s(self) -> float:
         """Seconds left; 0 when the deadline has passed."""
@@ -48,8 +56,33 @@ class CallScope:
         self.usage += Usage(input_tokens, output_tokens)
         self.lm_s += seconds
 
+    async def hold(self, work: Awaitable[T]) -> T:
+        """What ``work`` gives; it is cancelled when the call is given up, on whatever loop it runs.
 
-_current: ContextVar[CallScope | None] = ContextVar("switchyard_call_scope", default=None)
+        Raises:
+            TimeoutError: the call was given up.
+        """
+        async with asyncio.timeout(None) as limit:
+            # It registers before it looks, and ``give_up`` writes before it looks, so one of them sees the other.
+            self._held[limit] = asyncio.get_running_loop()
+            if self.remaining_s() <= 0:
+                self._end(limit)
+            try:
+                return await work
+            finally:
+                self._held.pop(limit, None)
+
+    def give_up(self) -> None:
+        """Take away the time that is left, from any thread: what is held ends at once, no further LM call starts."""
+        self.deadline = time.monotonic()
+        for limit, loop in self._held.copy().items():
+            with suppress(RuntimeError):  # the loop has closed meanwhile, and what it held has ended
+                loop.call_soon_threadsafe(self._end, limit)
+
+    def _end(self, limit: asyncio.Timeout) -> None:
+        loop = self._held.pop(limit, None)
+        if loop is not None:
+            limit.reschedule(loop.time())
 
 
 @contextmanager
@@ -58,21 +91,21 @@ def call_scope(
 ) -> Iterator[CallScope]:
     """Run the body as one call with ``remaining_s`` seconds left; the journal is closed at its end."""
     scope = CallScope(time.monotonic() + remaining_s, max_tokens, journal=journal)
-    token = _current.set(scope)
     try:
-        yield scope
+        with dspy.context(**{_SETTING: scope}):
+            yield scope
     finally:
-        _current.reset(token)
         if journal is not None:
             journal.close()
 
 
 def current_journal() -> CallJournal | None:
     """The journal of the call this code runs for; ``None`` when there is none."""
-    scope = _current.get()
+    scope = current_scope()
     return None if scope is None else scope.journal
 
 
 def current_scope() -> CallScope | None:
     """The call this code runs for; ``None`` outside of any."""
-    return _current.get()
+    scope: CallScope | None = dspy.settings.get(_SETTING)
+    return scope

@@ -13,7 +13,8 @@ fault                                                  dspy.lm15             dsp
 refused, name not found, no connection in time, TLS    TransportError        LMTransportError
 reset or closed before headers, reply is not HTTP      TransportError        LMTransportError
 truncated body, broken chunking or compression         TransportError        LMTransportError
-silence, deadline over (asked or not), 408, 504        TimeoutError          LMTimeoutError
+silence, deadline over or call given up (asked or      TimeoutError          LMTimeoutError
+not), 408, 504
 malformed or truncated JSON, HTML or redirect, not a   ProviderError         LMProviderError
 reply of the provider's, no content and no tokens
 malformed chunk in a stream                            ProviderError         LMProviderError
@@ -43,7 +44,7 @@ from concurrent.futures import CancelledError
 from contextlib import aclosing
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import dspy
 from dspy import lm15
@@ -59,11 +60,13 @@ from serve_app.errors import ConfigError
 from serve_app.messages import StepKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
 
     from serve_app.config import ModelConfig
 
 _log = logging.getLogger("switchyard.engine")
+
+T = TypeVar("T")
 
 _GRACE_S = 1.0
 
@@ -90,7 +93,7 @@ class AsyncEngine:
         """Ask once, unless an earlier attempt at the call was answered already.
 
         Raises:
-            lm15.TimeoutError: the deadline has passed; asked or not.
+            lm15.TimeoutError: the deadline has passed or the call was given up; asked or not.
             lm15.LM15Error: what went wrong, see the table of the module.
         """
         scope = current_scope()
@@ -108,7 +111,7 @@ class AsyncEngine:
         fitted, began = self._begin(scope, request), time.monotonic()
         with lm_span(self._upstream, fitted) as span:
             try:
-                response = await self._upstream.complete(fitted)
+                response = await _held(scope, self._upstream.complete(fitted))
             except lm15.StreamAssemblyError as error:
                 self._spend(scope, error.partial, began)
                 raise
@@ -122,7 +125,7 @@ class AsyncEngine:
         scope = current_scope()
         last, began = None, time.monotonic()
         async with aclosing(self._upstream.stream(self._begin(scope, request))) as events:
-            async for event in events:
+            while (event := await _held(scope, anext(events, None))) is not None:
                 last = event.type
                 if last == "end":
                     self._spend(scope, event, began)
@@ -143,6 +146,18 @@ class AsyncEngine:
         """Count a response or an end event; a call that broke off may have neither."""
         if scope is not None and reply is not None and reply.usage is not None:
             scope.spend(*self._upstream.tokens(reply.usage), time.monotonic() - began)
+
+
+async def _held(scope: CallScope | None, work: Awaitable[T]) -> T:
+    """What ``work`` gives, unless its call is given up meanwhile."""
+    if scope is None:
+        return await work
+    try:
+        return await scope.hold(work)
+    except TimeoutError as error:
+        if isinstance(error, lm15.LM15Error):
+            raise
+        raise lm15.TimeoutError("the call was given up") from error
 
 
 def _bounded(config: lm15.Config, max_tokens: int | None) -> lm15.Config:

@@ -45,8 +45,8 @@ __all__ = ["Answer", "Program", "load_program"]
 
 logger = logging.getLogger("switchyard.program")
 
-MAX_THREADS = 32
-"""Most calls of one sync program at once in one process."""
+MAX_CALLS = 64
+"""Most calls of one program at once where nobody says how many."""
 
 
 class Program:
@@ -85,7 +85,7 @@ class Program:
 
     @property
     def stuck_threads(self) -> int:
-        """Threads that still run a sync call past its deadline."""
+        """Threads that still run a sync call that was given up."""
         return self._threads.stuck
 
     async def run(self, call: Call, lm: dspy.LM) -> Answer:
@@ -95,7 +95,7 @@ class Program:
             InvalidInputs: the inputs do not fit the program of this level.
             UpstreamError: the model failed, its share of the deadline is used up (outcome ``timeout``), or there was
                 none left to start with (outcome ``rejected``).
-            Overloaded: a sync program whose threads are all stuck.
+            Overloaded: a sync program whose threads are all held.
             UpstreamRefused: the provider refuses this very request.
             BadOutput: the reply does not fit the program's outputs.
             ProgramError: the person's own code raised; logged here, not told to the caller.
@@ -220,20 +220,20 @@ class Program:
         )
 
 
-def load_program(config: ProgramConfig, base_dir: Path | None = None, *, max_threads: int = MAX_THREADS) -> Program:
+def load_program(config: ProgramConfig, base_dir: Path | None = None, *, max_calls: int = MAX_CALLS) -> Program:
     """Load what ``config`` names, with its state and the programs of its levels.
 
     Args:
         config: the program's configuration.
         base_dir: where a relative ``state`` path starts; the working directory by default.
-        max_threads: most calls at once when the program is sync.
+        max_calls: most calls that will run at once.
 
     Raises:
         ConfigError: a line for each problem, ``programs.<name>.<key>: <what is wrong>``.
     """
     where = f"programs.{config.name}"
     problems: list[str] = []
-    threads = ProgramThreads(max_threads, config.name)
+    threads = ProgramThreads(max_calls, config.name)
     with _located(f"{where}.program"):
         module = load_module(config.program)
         full = variant_of(config.name, module, threads)

@@ -1,8 +1,12 @@
-"""Run a DSPy module under a deadline: on the event loop when it is async, else in a bounded pool of threads.
+"""Run a DSPy module under a deadline: on the event loop when it is async, else in a thread of its own.
 
-A thread cannot be stopped. A sync call that is still running at its deadline is given up: its caller goes on, the
-thread is counted as stuck until it ends, and when every thread is stuck further calls are refused at once instead of
-waiting for nothing.
+A thread cannot be stopped. A sync call is given up at its deadline, or when its caller leaves: the LM calls that it
+has in flight are cancelled, and the next one that it begins raises, so that its thread ends soon. Until then the
+thread counts as stuck.
+
+No call waits for a thread, for it would hold its slot meanwhile, unseen by whoever looks at the model's queue. There
+are two threads for each call that may run at once: its own, and that of a call before it which has not ended yet. Only
+where programs hang by themselves are all of them held; further calls are then refused at once.
 
 A program is stateless between calls. One whose ``forward`` assigns to attributes (``dspy.Refine`` and ``BestOfN``
 do) runs as a copy of its own per call, so that what one call stores is never seen by another; what is slow to set
@@ -22,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.utils.callback import BaseCallback
 
+from serve_app.adapters.call_scope import current_scope
 from serve_app.adapters.program_errors import upstream_error
 from serve_app.adapters.program_interface import entry_point, runs_async, takes_batches
 from serve_app.errors import Overloaded, UpstreamError
@@ -32,17 +37,21 @@ if TYPE_CHECKING:
 
 
 class ProgramThreads:
-    """At most ``max_threads`` sync calls at once.
+    """The threads of one program; each is started when a call needs one and none is idle.
+
+    Args:
+        max_calls: most calls that whoever asks runs at once.
+        name: the program's.
 
     Attributes:
         stuck: threads still running a call that was given up.
         given_up: calls given up since the start.
     """
 
-    def __init__(self, max_threads: int, name: str) -> None:
-        self._max_threads = max_threads
-        self._name = name
-        self._pool: ThreadPoolExecutor | None = None
+    def __init__(self, max_calls: int, name: str) -> None:
+        self._max_threads = 2 * max_calls
+        self._pool = ThreadPoolExecutor(self._max_threads, thread_name_prefix=f"program-{name}")
+        self._running = 0
         self.stuck = 0
         self.given_up = 0
 
@@ -50,34 +59,28 @@ class ProgramThreads:
         """What ``function`` returns, run in a thread with the caller's context variables.
 
         Raises:
-            Overloaded: every thread is stuck.
-            UpstreamError: it was not done in ``remaining_s`` seconds (outcome ``timeout``), or no thread came free
-                and nothing ran (outcome ``rejected``).
+            Overloaded: every thread is held.
+            UpstreamError: it was not done in ``remaining_s`` seconds (outcome ``timeout``).
         """
-        if self.stuck >= self._max_threads:
-            raise Overloaded("every thread of the program is held by a call that did not end", 1.0)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._max_threads, thread_name_prefix=f"program-{self._name}")
+        if self._running + self.stuck >= self._max_threads:
+            raise Overloaded("every thread of the program is held, most by calls that did not end", 1.0)
         running: Future[object] = self._pool.submit(contextvars.copy_context().run, function)
+        self._running += 1
         try:
-            async with asyncio.timeout(remaining_s) as limit:
-                return await asyncio.wrap_future(running)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            if running.cancelled():
-                raise out_of_time(Outcome.REJECTED) from error
-            raise out_of_time() from error
+            return await _within(asyncio.wrap_future(running), remaining_s)
         finally:
+            self._running -= 1
             if not running.done():
                 self._give_up(running)
 
     def close(self) -> None:
         """Take no more calls; calls that run are not waited for."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _give_up(self, running: Future[object]) -> None:
+        scope = current_scope()
+        if scope is not None:
+            scope.give_up()
         self.stuck += 1
         self.given_up += 1
         loop = asyncio.get_running_loop()

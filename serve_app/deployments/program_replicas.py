@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from serve_app.adapters.dspy_engine import LMPool
-from serve_app.adapters.dspy_program import Program, load_program
+from serve_app.adapters.dspy_program import MAX_CALLS, Program, load_program
 from serve_app.adapters.eager_accept import EagerAccept
 from serve_app.adapters.garbage import collect_seldom
 from serve_app.adapters.inline_executor import use_inline_executor
@@ -41,8 +41,8 @@ log = logging.getLogger("switchyard.replicas")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _load_programs(config: AppConfig) -> dict[str, Program]:
-    return {program.name: load_program(program) for program in config.programs}
+def _load_programs(config: AppConfig, max_calls: int = MAX_CALLS) -> dict[str, Program]:
+    return {program.name: load_program(program, max_calls=max_calls) for program in config.programs}
 
 
 def _for_ever(work: Coroutine[Any, Any, NoReturn]) -> asyncio.Task[NoReturn]:
@@ -143,7 +143,7 @@ class ModelDeployment(Holding, Streaming, ModelReplica):
         use_type_memo()
         telemetry = Telemetry()
         link = link_to(control, name, telemetry)
-        programs, pool = _load_programs(config), LMPool()
+        programs, pool = _load_programs(config, model.max_ongoing_requests), LMPool()
         super().__init__(model, programs, pool, telemetry, link)
         self._held = _holding(link, programs)
         self._held.push_async_callback(pool.aclose)

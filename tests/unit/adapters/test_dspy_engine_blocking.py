@@ -74,6 +74,18 @@ async def test_a_synchronous_program_shares_the_scope_and_leaves_the_loop_free(s
     assert (scope.lm_calls, scope.usage.output_tokens) == (1, 12)
 
 
+async def test_the_calls_of_dspy_parallel_count_and_keep_the_deadline(server, pool):
+    ask = dspy.Predict("question -> answer")
+    examples = [(ask, dspy.Example(question=f"{number}").with_inputs("question")) for number in range(3)]
+    parallel = dspy.Parallel(num_threads=3, disable_progress_bar=True)
+    with call_scope(10) as scope, dspy.context(lm=pool.lm(model(server)), adapter=dspy.ChatAdapter(), trace=[]):
+        await in_thread(lambda: parallel(examples))
+        scope.deadline = 0.0
+        await in_thread(lambda: parallel(examples))
+    assert (scope.lm_calls, scope.usage.output_tokens) == (3, 36)
+    assert len(server.requests) == 3
+
+
 async def test_many_synchronous_programs_at_once_reuse_connections(server, pool):
     blocking, _ = engines(pool, server)
     for _ in range(3):
@@ -113,6 +125,25 @@ async def test_a_synchronous_stream_left_early_closes_the_upstream_request(serve
         return event
 
     assert (await in_thread(first)).type == "start"
+    await server.until(lambda s: s.open_now == 0, within_s=0.5)
+
+
+async def test_a_synchronous_stream_ends_when_its_call_is_given_up(server, pool):
+    chunk = {"id": "c", "model": "small", "choices": [{"index": 0, "delta": {"content": "he"}, "finish_reason": None}]}
+    server.answer = sse(chunk, close=False)
+    blocking, _ = engines(pool, server)
+    began = threading.Event()
+
+    def read():
+        for _ in blocking.stream(request()):
+            began.set()
+
+    with call_scope(60) as scope:
+        reading = asyncio.ensure_future(in_thread(read))
+        assert await asyncio.to_thread(began.wait, 5)
+        scope.give_up()
+        with pytest.raises(lm15.TimeoutError):
+            await asyncio.wait_for(reading, 5)
     await server.until(lambda s: s.open_now == 0, within_s=0.5)
 
 
