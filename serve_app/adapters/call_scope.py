@@ -36,6 +36,8 @@ class CallScope:
         usage: tokens spent so far, by failed LM calls as well.
         lm_calls: LM calls sent to the provider so far.
         lm_s: seconds that answered LM calls took, added up.
+        asking: LM calls under way, or that were when the time was over: where there is none, it was not the model that
+            took it.
         journal: what this call has finished, for the next attempt; ``None`` keeps none.
     """
 
@@ -44,6 +46,7 @@ class CallScope:
     usage: Usage = Usage()
     lm_calls: int = 0
     lm_s: float = 0.0
+    asking: int = 0
     journal: CallJournal | None = None
     _held: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = field(default_factory=dict, init=False, repr=False)
 
@@ -62,13 +65,22 @@ class CallScope:
         Raises:
             TimeoutError: the call was given up.
         """
+        self.asking += 1
         async with asyncio.timeout(None) as limit:
             # It registers before it looks, and ``give_up`` writes before it looks, so one of them sees the other.
             self._held[limit] = asyncio.get_running_loop()
             if self.remaining_s() <= 0:
                 self._end(limit)
             try:
-                return await work
+                result = await work
+            except (asyncio.CancelledError, TimeoutError):
+                raise  # it was under way when the time was over, perhaps
+            except BaseException:
+                self.asking -= 1
+                raise
+            else:
+                self.asking -= 1
+                return result
             finally:
                 self._held.pop(limit, None)
 

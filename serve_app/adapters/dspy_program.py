@@ -183,8 +183,8 @@ class Program:
             if task is not None and task.cancelling():
                 raise
             self._fail(error, call)  # the program cancelled something of its own and let it escape
-        except Exception as error:  # noqa: BLE001 - a person's code may raise anything, and none of it may cross
-            self._fail(error, call)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - a person's code may raise anything,
+            self._fail(error, call)  # and none of it may cross or end the replica
 
     def _fail(self, error: BaseException, call: Call) -> NoReturn:
         translated = translate(error)

@@ -20,9 +20,10 @@
 
 ``slow`` is an answer like ``ok``: it is given to the caller and costs the model its standing. ``cut_short`` is an
 attempt that ended before answers usually come, since its deadline was near, it waited for a slot, a replica had to
-start, the one that had it is gone, or it ran again after another call had broken their batch: that says nothing of the
-model. Counted as failures, the calls of one impatient caller, or of one killed replica, would open the breaker for
-everybody. ``rejected`` never ran: the replica had no slot or no thread for it in time.
+start, the one that had it is gone, it ran again after another call had broken their batch, or the program took the
+time with no LM call under way: that says nothing of the model. Counted as failures, the calls of one impatient caller,
+of one killed replica, or of one program that hangs would open the breaker for everybody. ``rejected`` never ran: the
+replica had no slot or no thread for it in time.
 """
 
 from __future__ import annotations

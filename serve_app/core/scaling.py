@@ -76,6 +76,6 @@ def _more(readings: Readings, current: int, target: float) -> int:
     newest, mean, lost = readings.newest_waiting, readings.waiting, readings.lost
     at_once = math.ceil(newest / target) if newest >= BURST * target * current else 0
     trend = math.ceil(mean / target) - current if mean > target * current else 0
-    filled = readings.running * current / readings.slots if readings.slots else 0.0
+    filled = readings.running * current / max(1.0, readings.slots)
     refused = math.ceil(filled + lost) - current if lost >= LEAST_LOST * current else 0
     return max(at_once, trend, refused)

@@ -11,6 +11,7 @@ from serve_app.adapters.call_journal import CallJournal
 from serve_app.adapters.call_scope import CallScope, call_scope
 from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import Program
+from serve_app.adapters.program_runner import out_of_time
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import ModelConfig
 from serve_app.core.clock import Clock
@@ -90,6 +91,7 @@ class ModelReplica:
     async def _in_turn(self, call: Call, deadline: float) -> Result:
         asked = self._clock()
         try:
+            self._must_have(call.program)
             async with self.slots.slot(call.options.priority, deadline) as place:
                 self._link.waited(self._clock() - asked)
                 result = await self.answer(call, deadline - self._clock())
@@ -98,6 +100,11 @@ class ModelReplica:
         except (Overloaded, UpstreamError) as error:
             attempt = Attempt(self._model.name, Outcome.REJECTED, 0.0)
             return Result(call.id, error=error, attempts=(attempt,), journal=call.journal)
+
+    def _must_have(self, program: str) -> None:
+        if program not in self._programs:  # while an application is replaced, replicas of both versions answer
+            detail = f"this replica is of another version of the application, without {program!r}"
+            raise UpstreamError(detail, outcome=Outcome.REJECTED)
 
     async def answer(self, call: Call, remaining_s: float) -> Result:
         """Run the call's program once, from where earlier attempts left off.
@@ -119,7 +126,10 @@ class ModelReplica:
             except asyncio.CancelledError:
                 self._attempt(call, Outcome.CANCELLED, started, scope)  # what it spent until then was spent
                 raise
-            except SwitchyardError as error:
+            except SwitchyardError as raised:
+                error = raised
+                if error.outcome is Outcome.TIMEOUT and not scope.asking and not program.takes_batches(call.level):
+                    error = out_of_time(Outcome.CUT_SHORT)  # by the program itself: its model was not even asked
                 attempt = self._attempt(call, error.outcome, started, scope)
                 steps = journal.finished() if journal else ()
                 if error.outcome is Outcome.BAD_OUTPUT:

@@ -300,7 +300,7 @@ class Router:
     @staticmethod
     def _finished(journey: Journey, result: Result) -> Result:
         """The result with everything that was spent on the way to it."""
-        attempts = tuple(journey.attempts)
+        attempts = tuple(sorted(journey.attempts, key=lambda attempt: journey.begun.index(attempt.model)))
         return replace(
             result,
             model=next((attempt.model for attempt in result.attempts or attempts[-1:]), ""),

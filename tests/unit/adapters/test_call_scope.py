@@ -32,6 +32,23 @@ async def test_nothing_is_held_for_a_call_that_was_given_up():
         await asyncio.wait_for(scope.hold(asyncio.Event().wait()), 5)
 
 
+async def test_what_was_under_way_when_the_time_was_over_is_known():
+    async def fails():
+        raise ValueError
+
+    with call_scope(10) as scope:
+        await scope.hold(asyncio.sleep(0))
+        with pytest.raises(ValueError):
+            await scope.hold(fails())
+        assert scope.asking == 0
+        held = [asyncio.create_task(scope.hold(asyncio.Event().wait())) for _ in range(2)]
+        await asyncio.sleep(0)
+        held[0].cancel()
+        scope.give_up()
+        await asyncio.gather(*held, return_exceptions=True)
+        assert scope.asking == 2
+
+
 async def test_a_cancelled_task_is_cancelled_and_not_given_up():
     with call_scope(10) as scope:
         held = asyncio.create_task(scope.hold(asyncio.Event().wait()))

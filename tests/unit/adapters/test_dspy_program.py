@@ -303,6 +303,13 @@ async def test_the_programs_own_error_is_logged_and_not_told(caplog):
     assert record.request_id == "r1"
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_a_program_that_would_end_its_process_ends_its_call(error, monkeypatch):
+    monkeypatch.setattr(program_samples.Raises, "make", staticmethod(lambda: error))
+    with pytest.raises(ProgramError):
+        await run(load("Raises"), Provider("unused"))
+
+
 @pytest.mark.parametrize("how", ["from", "context", "group"])
 async def test_a_models_failure_that_the_program_wraps_is_the_models(how, monkeypatch):
     monkeypatch.setattr(program_samples.Wraps, "how", how)

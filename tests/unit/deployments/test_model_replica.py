@@ -72,12 +72,29 @@ async def test_an_answer_says_what_it_took() -> None:
 )
 async def test_a_failed_attempt_costs_what_it_spent(error, outcome) -> None:
     async def act(_):
+        current_scope().asking = 1
         raise error
 
     result = (await run_all(replica(act)[0], call(1)))["c1"]
     assert result.error is error
     assert result.attempts[0].outcome is outcome
     assert result.attempts[0].cost_usd == pytest.approx(0.005)
+
+
+async def test_time_that_the_program_took_by_itself_says_nothing_of_its_model() -> None:
+    async def act(_):
+        raise UpstreamError("x", outcome=Outcome.TIMEOUT)
+
+    result = (await run_all(replica(act)[0], call(1)))["c1"]
+    assert (result.error.outcome, result.attempts[0].outcome) == (Outcome.CUT_SHORT, Outcome.CUT_SHORT)
+
+
+async def test_a_replica_of_a_version_without_the_program_says_so_and_runs_nothing() -> None:
+    made, program = replica()
+    result = (await run_all(made, call(1, program="new")))["c1"]
+    assert "another version" in str(result.error)
+    assert (result.error.outcome, result.error.status) == (Outcome.REJECTED, 503)
+    assert program.most == 0
 
 
 async def test_a_call_that_is_given_up_costs_what_it_spent_until_then() -> None:

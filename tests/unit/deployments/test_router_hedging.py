@@ -49,7 +49,7 @@ async def test_the_hedge_answers_and_the_slow_one_is_cancelled() -> None:
     bench = Bench(large=hangs)
     result = await bench.ask()
     assert result.model == "medium"
-    assert attempts(result) == [("medium", Outcome.OK), ("large", Outcome.CANCELLED)]
+    assert attempts(result) == [("large", Outcome.CANCELLED), ("medium", Outcome.OK)], "in the order in which they began"
     assert bench.models["large"].cancelled == ["c1"]
     assert bench.link._pending.outcomes.keys() == {("medium", Outcome.OK)}, (
         "a cancelled attempt says nothing of its model"
@@ -97,7 +97,7 @@ async def test_when_the_hedge_fails_the_slow_one_is_waited_for() -> None:
         return failed(asked, Outcome.SERVER_ERROR)
 
     result = await Bench(large=slow, medium=fails).ask()
-    assert attempts(result) == [("medium", Outcome.SERVER_ERROR), ("large", Outcome.OK)]
+    assert attempts(result) == [("large", Outcome.OK), ("medium", Outcome.SERVER_ERROR)]
     assert result.cost_usd == pytest.approx(0.0015), "the failed hedge is paid for too"
 
 
