@@ -49,7 +49,9 @@ async def test_the_hedge_answers_and_the_slow_one_is_cancelled() -> None:
     bench = Bench(large=hangs)
     result = await bench.ask()
     assert result.model == "medium"
-    assert attempts(result) == [("large", Outcome.CANCELLED), ("medium", Outcome.OK)], "in the order in which they began"
+    assert attempts(result) == [("large", Outcome.CANCELLED), ("medium", Outcome.OK)], (
+        "in the order in which they began"
+    )
     assert bench.models["large"].cancelled == ["c1"]
     assert bench.link._pending.outcomes.keys() == {("medium", Outcome.OK)}, (
         "a cancelled attempt says nothing of its model"
