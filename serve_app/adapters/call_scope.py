@@ -28,7 +28,8 @@ class CallScope:
         max_tokens: most output tokens of each LM call; ``None`` sets no bound of its own.
         usage: tokens spent so far, by failed LM calls as well.
         lm_calls: LM calls sent to the provider so far.
-        lm_s: seconds that answered LM calls took, added up.
+        lm_answers: LM calls that were answered; of a batch, this call's share of them.
+        lm_s: seconds that they took, added up.
         journal: what this call has finished, for the next attempt; ``None`` keeps none.
     """
 
@@ -36,6 +37,7 @@ class CallScope:
     max_tokens: int | None = None
     usage: Usage = Usage()
     lm_calls: int = 0
+    lm_answers: float = 0.0
     lm_s: float = 0.0
     journal: CallJournal | None = None
 
@@ -44,8 +46,9 @@ class CallScope:
         return max(0.0, self.deadline - time.monotonic())
 
     def spend(self, input_tokens: int, output_tokens: int, seconds: float = 0.0) -> None:
-        """Count the tokens of one LM call, and the seconds that it took."""
+        """Count the tokens of one answered LM call, and the seconds that it took."""
         self.usage += Usage(input_tokens, output_tokens)
+        self.lm_answers += 1
         self.lm_s += seconds
 
 

@@ -92,12 +92,13 @@ class MicroBatches:
 
 
 def _share(spent: CallScope, items: Sequence[_Item]) -> None:
-    """Charge each call its part of the tokens; the sum stays exact."""
+    """Charge each call its part of what the batch spent; the sum of the tokens stays exact."""
     count = len(items)
     for at, item in enumerate(items):
         item.scope.usage += Usage(
             _part(spent.usage.input_tokens, at, count), _part(spent.usage.output_tokens, at, count)
         )
+        item.scope.lm_answers += spent.lm_answers / count
         item.scope.lm_s += spent.lm_s / count
 
 

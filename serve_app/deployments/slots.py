@@ -66,8 +66,13 @@ class Slots:
         if is_stuck or outcome is Outcome.RATE_LIMITED:
             self._limit.pushed_back(seconds)
         else:
-            tokens = scope.usage.output_tokens
-            self._limit.answered(scope.lm_s, tokens, running=self.queue.running, elapsed_s=seconds)
+            self._limit.answered(
+                scope.lm_s,
+                scope.usage.output_tokens,
+                lm_calls=scope.lm_answers,
+                running=self.queue.running,
+                elapsed_s=seconds,
+            )
         if self.queue.slots != self._limit.limit:
             self.queue.resize(self._limit.limit)
 
