@@ -449,7 +449,7 @@ class ModelLoad:
         slots: calls that may run at once; 0 when nothing is known.
         running: calls that ran.
         waiting: calls that waited for a slot, by priority, best first.
-        service_s: seconds that a served call takes.
+        service_s: seconds that a served call takes; of a replica that served none lately, those of its last ones.
         replicas: how many reported.
     """
 

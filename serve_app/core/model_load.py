@@ -26,7 +26,7 @@ def gauges_of(queue: SlotQueue) -> dict[str, float]:
 
 
 def load_of(replicas: Iterable[Mapping[str, float]]) -> ModelLoad:
-    """The sum over a model's replicas; service times are averaged over those that know one, by their slots."""
+    """The sum over a model's replicas; service times are averaged over those that have served, by their slots."""
     known = [gauges for gauges in replicas if SLOTS in gauges]
     timed = [gauges for gauges in known if gauges["service_s"] > 0]
     timed_slots = sum(gauges[SLOTS] for gauges in timed)

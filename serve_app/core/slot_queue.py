@@ -27,15 +27,13 @@ from typing import Final
 from serve_app.core.clock import Clock
 from serve_app.core.expected_wait import expected_wait_s, refuse, room_for, too_late
 from serve_app.core.permit import Refusal
-from serve_app.core.rolling_window import RollingMean
+from serve_app.core.service_times import ServiceTimes
 from serve_app.messages import PRIORITIES, Priority
 
 PATIENCE: Final[Mapping[Priority, int]] = MappingProxyType(
     {Priority.CRITICAL: 0, Priority.DEFAULT: 9, Priority.SHEDDABLE: 19}
 )
 """Slots that better classes may take in a row while one of this class waits: it gets one in ten, or one in twenty."""
-SERVICE_WINDOW_S: Final = 30.0
-"""Seconds over which service times are averaged."""
 
 OnTurn = Callable[[Refusal | None], None]
 """Told once: ``None`` when the call has its slot, or why it never will."""
@@ -84,7 +82,7 @@ class SlotQueue:
         self._clock = clock
         self._waiting: dict[Priority, OrderedDict[Place, None]] = {each: OrderedDict() for each in PRIORITIES}
         self._passed = dict.fromkeys(PRIORITIES, 0)
-        self._service = RollingMean(SERVICE_WINDOW_S, clock=clock)
+        self._service = ServiceTimes(clock=clock)
         self.running = 0
 
     @property
@@ -99,8 +97,8 @@ class SlotQueue:
 
     @property
     def service_s(self) -> float:
-        """Mean seconds of a served call; 0 when nothing is known."""
-        return self._service.mean() or 0.0
+        """Mean seconds of a served call, of the last ones if there was none lately; 0 before the first."""
+        return self._service.mean_s()
 
     def waiting_by_priority(self) -> tuple[int, ...]:
         """Calls that wait, best class first."""

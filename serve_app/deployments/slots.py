@@ -16,20 +16,21 @@ from serve_app.errors import Overloaded, UpstreamError
 from serve_app.messages import Outcome, Priority
 
 FAIR_TIME = 2.0
-"""Multiples of the usual service time after which a timeout tells of the provider; before, of a late start."""
+"""Multiples of the usual service time after which a timeout tells of the provider; before, of a deadline too near."""
 
 
 class Slots:
     """Hands out slots in the order of ``SlotQueue``, and as many as ``AdaptiveLimit`` allows.
 
     Args:
-        model: its bounds.
+        model: its bounds, and its prior latency.
         clock: monotonic seconds.
     """
 
     def __init__(self, model: ModelConfig, *, clock: Clock) -> None:
         self.queue = SlotQueue(model.max_ongoing_requests, model.max_queued_requests, clock=clock)
         self._limit = AdaptiveLimit(model.max_ongoing_requests, clock=clock) if model.adaptive_concurrency else None
+        self._prior_s = model.latency_s
         self._clock = clock
 
     @property
@@ -62,7 +63,8 @@ class Slots:
         """Let an attempt that ended after ``seconds`` move the limit; to be called while it still holds its slot."""
         if self._limit is None or outcome is Outcome.CANCELLED:
             return
-        is_stuck = outcome is Outcome.TIMEOUT and seconds >= FAIR_TIME * self.queue.service_s
+        usual_s = self.queue.service_s or self._prior_s
+        is_stuck = outcome is Outcome.TIMEOUT and seconds >= FAIR_TIME * usual_s
         if is_stuck or outcome is Outcome.RATE_LIMITED:
             self._limit.pushed_back(seconds)
         else:

@@ -174,6 +174,13 @@ def test_calls_that_were_not_served_teach_no_service_time(clock) -> None:
     assert calls.queue.service_s == pytest.approx(2)
 
 
+def test_a_queue_in_which_nothing_was_answered_for_long_goes_by_its_last_service_time(clock) -> None:
+    calls = known_service(clock, SlotQueue(2, 1000, clock=clock), seconds=4)
+    clock.advance(1000)
+    assert calls.come("patient", remaining_s=10) is None
+    assert calls.come("late", remaining_s=5).reason == "deadline"
+
+
 def test_more_slots_start_what_waits_and_fewer_let_what_runs_go_on(clock) -> None:
     calls = Calls(SlotQueue(1, 10, clock=clock))
     for name in "abcd":

@@ -1,10 +1,11 @@
 """What the calls of one model's replica teach its slots."""
 
+import pytest
 from deployment_fakes import app_config
 
 from serve_app.adapters.call_scope import CallScope
 from serve_app.core.clock import ManualClock
-from serve_app.deployments.slots import Slots
+from serve_app.deployments.slots import FAIR_TIME, Slots
 from serve_app.messages import Outcome, Priority, Usage
 
 SLOTS = 64
@@ -36,3 +37,38 @@ def test_programs_of_many_short_lm_calls_leave_a_healthy_provider_its_slots() ->
     bench = Bench()
     bench.run(20, seconds=0.3 + 2.0, output_tokens=200)
     assert bench.run(20, seconds=15 * (0.3 + 0.05), output_tokens=75, lm_answers=15) == SLOTS
+
+
+def hurried(bench: Bench, calls: int, seconds: float) -> None:
+    """One call after the other whose deadline ends it after ``seconds``."""
+    for _ in range(calls):
+        place = bench.slots.queue.join(Priority.DEFAULT, 10, lambda _: None)
+        bench.clock.advance(seconds)
+        bench.slots.learn(CallScope(0.0), Outcome.TIMEOUT, seconds)
+        place.leave()
+        bench.clock.advance(1)
+
+
+def test_however_long_nothing_was_answered_a_hurried_call_says_nothing_of_the_provider() -> None:
+    bench = Bench()
+    bench.run(1, seconds=5)
+    hurried(bench, 100, seconds=3)
+    assert bench.slots.queue.slots == SLOTS
+    assert not bench.slots.is_limited
+
+
+@pytest.mark.parametrize(("seconds", "is_held_against_it"), [(FAIR_TIME - 0.1, False), (FAIR_TIME, True)])
+def test_before_the_first_answer_the_prior_latency_tells_a_hurried_call_from_a_stuck_one(
+    seconds, is_held_against_it
+) -> None:
+    bench = Bench()
+    bench.slots.learn(CallScope(0.0), Outcome.TIMEOUT, seconds)
+    assert (bench.slots.queue.slots < SLOTS) is is_held_against_it
+
+
+def test_a_call_that_hangs_for_twice_as_long_as_answers_took_is_held_against_the_provider() -> None:
+    bench = Bench()
+    bench.run(1, seconds=5)
+    bench.clock.advance(1000)
+    bench.slots.learn(CallScope(0.0), Outcome.TIMEOUT, 10.0)
+    assert bench.slots.queue.slots < SLOTS
