@@ -85,7 +85,7 @@ class ModelReplica:
     async def _in_turn(self, call: Call, deadline: float) -> Result:
         asked = self._clock()
         try:
-            async with self.slots.slot(call.options.priority, deadline) as place:
+            async with self.slots.slot(call.program, call.options.priority, deadline) as place:
                 self._link.waited(self._clock() - asked)
                 result = await self.answer(call, deadline - self._clock())
                 place.leave(served=result.error is None)
@@ -130,5 +130,5 @@ class ModelReplica:
         resumed = scope.journal.resumed if scope.journal else 0
         attempt = Attempt(self._model.name, outcome, self._clock() - started, usage, cost_usd, resumed)
         self._telemetry.attempt_finished(call.program, attempt)
-        self.slots.learn(scope, outcome, attempt.latency_s)
+        self.slots.learn(call.program, scope, outcome, attempt.latency_s)
         return attempt

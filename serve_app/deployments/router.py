@@ -210,7 +210,8 @@ class Router:
             return None
         timeout_s = self._timeout_s(journey, model, journey.plan.attempts_left)
         sent = self._sent[model].since(self._link.snapshot)
-        refusal = refusal_at(load, journey.call.options.priority, timeout_s, sent)
+        run_s = self._recent.usual_run_s(journey.call.program, model)
+        refusal = refusal_at(load, journey.call.options.priority, timeout_s, sent, run_s=run_s)
         return replace(refusal, reason=BUSY) if refusal else None
 
     def _timeout_s(self, journey: _Journey, model: str, attempts_left: int) -> float:

@@ -16,7 +16,7 @@ from serve_app.errors import Overloaded, UpstreamError
 from serve_app.messages import Outcome, Priority
 
 FAIR_TIME = 2.0
-"""Multiples of the usual service time after which a timeout tells of the provider; before, of a deadline too near."""
+"""Multiples of its program's usual time after which a timeout tells of the provider; before, of a deadline too near."""
 
 
 class Slots:
@@ -39,7 +39,7 @@ class Slots:
         return self._limit is not None and self._limit.is_limited
 
     @asynccontextmanager
-    async def slot(self, priority: Priority, deadline: float) -> AsyncIterator[Place]:
+    async def slot(self, program: str, priority: Priority, deadline: float) -> AsyncIterator[Place]:
         """Hold a slot for the body.
 
         Raises:
@@ -50,7 +50,7 @@ class Slots:
         remaining_s = deadline - self._clock()
         if remaining_s <= 0:
             raise _no_time()
-        place = self.queue.join(priority, remaining_s, lambda refusal: _tell(turn, refusal))
+        place = self.queue.join(priority, remaining_s, lambda refusal: _tell(turn, refusal), program)
         if isinstance(place, Refusal):
             raise _too_busy(place)
         try:
@@ -59,11 +59,11 @@ class Slots:
         finally:
             place.leave()
 
-    def learn(self, scope: CallScope, outcome: Outcome, seconds: float) -> None:
+    def learn(self, program: str, scope: CallScope, outcome: Outcome, seconds: float) -> None:
         """Let an attempt that ended after ``seconds`` move the limit; to be called while it still holds its slot."""
         if self._limit is None or outcome is Outcome.CANCELLED:
             return
-        usual_s = self.queue.service_s or self._prior_s
+        usual_s = self.queue.run_s(program) or self._prior_s
         is_stuck = outcome is Outcome.TIMEOUT and seconds >= FAIR_TIME * usual_s
         if is_stuck or outcome is Outcome.RATE_LIMITED:
             self._limit.pushed_back(seconds)

@@ -439,6 +439,14 @@ async def test_a_model_whose_queue_is_too_long_for_the_call_is_left_out() -> Non
     assert bench.asked() == {"medium": 1}
 
 
+async def test_a_quick_program_may_wait_for_the_slots_of_slow_ones() -> None:
+    bench, pinned = Bench(), replace(HARD, model="large")
+    assert (await bench.ask(1, options=pinned)).error is None  # ran for 10 ms
+    under_load(bench, large=ModelLoad(slots=8, running=8, waiting=(0, 1, 0), service_s=4))
+    assert (await bench.ask(2, options=pinned, remaining_s=5)).error is None
+    assert isinstance((await bench.ask(3, options=pinned, remaining_s=1)).error, Overloaded)
+
+
 async def test_when_every_model_is_too_busy_the_call_is_refused_before_any_work() -> None:
     bench = Bench()
     under_load(bench, large=QUEUED, medium=QUEUED, small=QUEUED)

@@ -19,15 +19,17 @@ class Bench:
         self.clock = ManualClock(1000)
         self.slots = Slots(model, clock=self.clock)
 
-    def run(self, times: int, seconds: float, output_tokens: int = 100, lm_answers: float = 1) -> int:
+    def run(
+        self, times: int, seconds: float, output_tokens: int = 100, lm_answers: float = 1, program: str = "ask"
+    ) -> int:
         """Fill the slots ``times`` times with calls that are answered; returns the fewest slots there were."""
         fewest = SLOTS
         for _ in range(times):
-            places = [self.slots.queue.join(Priority.DEFAULT, 1000, lambda _: None) for _ in range(SLOTS)]
+            places = [self.slots.queue.join(Priority.DEFAULT, 1000, lambda _: None, program) for _ in range(SLOTS)]
             self.clock.advance(seconds)
             for place in places:
                 scope = CallScope(0.0, usage=Usage(100, output_tokens), lm_answers=lm_answers, lm_s=seconds)
-                self.slots.learn(scope, Outcome.OK, seconds)
+                self.slots.learn(program, scope, Outcome.OK, seconds)
                 place.leave(served=True)
                 fewest = min(fewest, self.slots.queue.slots)
         return fewest
@@ -42,9 +44,9 @@ def test_programs_of_many_short_lm_calls_leave_a_healthy_provider_its_slots() ->
 def hurried(bench: Bench, calls: int, seconds: float) -> None:
     """One call after the other whose deadline ends it after ``seconds``."""
     for _ in range(calls):
-        place = bench.slots.queue.join(Priority.DEFAULT, 10, lambda _: None)
+        place = bench.slots.queue.join(Priority.DEFAULT, 10, lambda _: None, "ask")
         bench.clock.advance(seconds)
-        bench.slots.learn(CallScope(0.0), Outcome.TIMEOUT, seconds)
+        bench.slots.learn("ask", CallScope(0.0), Outcome.TIMEOUT, seconds)
         place.leave()
         bench.clock.advance(1)
 
@@ -62,7 +64,7 @@ def test_before_the_first_answer_the_prior_latency_tells_a_hurried_call_from_a_s
     seconds, is_held_against_it
 ) -> None:
     bench = Bench()
-    bench.slots.learn(CallScope(0.0), Outcome.TIMEOUT, seconds)
+    bench.slots.learn("ask", CallScope(0.0), Outcome.TIMEOUT, seconds)
     assert (bench.slots.queue.slots < SLOTS) is is_held_against_it
 
 
@@ -70,5 +72,15 @@ def test_a_call_that_hangs_for_twice_as_long_as_answers_took_is_held_against_the
     bench = Bench()
     bench.run(1, seconds=5)
     bench.clock.advance(1000)
-    bench.slots.learn(CallScope(0.0), Outcome.TIMEOUT, 10.0)
+    bench.slots.learn("ask", CallScope(0.0), Outcome.TIMEOUT, 10.0)
+    assert bench.slots.queue.slots < SLOTS
+
+
+def test_whether_a_call_hung_is_judged_by_its_own_programs_time() -> None:
+    bench = Bench()
+    bench.run(1, seconds=20, program="slow")
+    bench.run(5, seconds=1, program="quick")
+    bench.slots.learn("slow", CallScope(0.0), Outcome.TIMEOUT, 30)
+    assert bench.slots.queue.slots == SLOTS
+    bench.slots.learn("quick", CallScope(0.0), Outcome.TIMEOUT, 3)
     assert bench.slots.queue.slots < SLOTS
