@@ -9,6 +9,7 @@ from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_
 from serve_app.config import BreakerPolicy, Policy, Replicas, RetryPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.deadline import passed_on_s
+from serve_app.core.recent_usage import HALF_LIFE_S
 from serve_app.deployments.router import START_S, Router
 from serve_app.deployments.stage import StageAbsent, StageLost
 from serve_app.errors import (
@@ -430,6 +431,22 @@ async def test_calls_are_divided_among_a_models_replicas_where_slots_are_scarce(
     under_load(bench, large=load)
     assert (await bench.ask(options=replace(HARD, model="large"))).error is None
     assert bench.router._lanes["large"].spread == spread
+
+
+async def test_a_cheap_model_that_gave_a_long_answer_once_is_asked_again_in_time() -> None:
+    lengths = iter([6000])
+
+    def answer(asked) -> Result:
+        return replace(
+            ok(asked, "small"), attempts=(Attempt("small", Outcome.OK, 0.01, Usage(10, next(lengths, 300))),)
+        )
+
+    bench = Bench(small=answer)
+    asked = {"options": Options(complexity=Complexity.LOW)}
+    models = [(await bench.ask(number, **asked)).model for number in range(2)]
+    assert models == ["small", "medium"]
+    bench.clock.advance(2 * HALF_LIFE_S)
+    assert (await bench.ask(3, **asked)).model == "small"
 
 
 async def test_a_model_whose_queue_is_too_long_for_the_call_is_left_out() -> None:
