@@ -30,6 +30,7 @@ class CallScope:
         lm_calls: LM calls sent to the provider so far.
         lm_answers: LM calls that were answered; of a batch, this call's share of them.
         lm_s: seconds that they took, added up.
+        is_cut_off: whether ``max_tokens`` ended an LM call's answer, where neither program nor model set less.
         journal: what this call has finished, for the next attempt; ``None`` keeps none.
     """
 
@@ -39,6 +40,7 @@ class CallScope:
     lm_calls: int = 0
     lm_answers: float = 0.0
     lm_s: float = 0.0
+    is_cut_off: bool = False
     journal: CallJournal | None = None
 
     def remaining_s(self) -> float:

@@ -1,7 +1,8 @@
 """Programs that batch: calls that get their slots in the same turn of the loop are handed over as one.
 
 A whole batch gives its slots back at once, so the next one forms from what waits for them. What the program spent is
-shared out evenly; a batch has no journal. One who leaves hurts nobody, and the last one ends the work.
+shared out evenly, and an answer that the token limit cut off counts as each call's; a batch has no journal. One who
+leaves hurts nobody, and the last one ends the work.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def _share(spent: CallScope, items: Sequence[_Item]) -> None:
         )
         item.scope.lm_answers += spent.lm_answers / count
         item.scope.lm_s += spent.lm_s / count
+        item.scope.is_cut_off |= spent.is_cut_off
 
 
 def _part(total: int, at: int, count: int) -> int:

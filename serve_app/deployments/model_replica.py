@@ -100,10 +100,10 @@ class ModelReplica:
         A failure carries the journal of everything finished so far, by earlier attempts too.
         """
         program = self._programs[call.program]
-        limits = [n for n in (call.options.max_tokens, program.config.levels.at(call.level).max_tokens) if n]
+        max_tokens, is_callers = _bound(call.options.max_tokens, program.config.levels.at(call.level).max_tokens)
         journal = CallJournal(call.journal) if program.config.resume else None
         started = self._clock()
-        with call_scope(remaining_s, min(limits, default=None), journal) as scope:
+        with call_scope(remaining_s, max_tokens, journal) as scope:
             try:
                 if program.takes_batches(call.level):
                     answer = await self._batches.run(program, call, scope)
@@ -117,11 +117,12 @@ class ModelReplica:
             except SwitchyardError as error:
                 attempt = self._attempt(call, error.outcome, started, scope)
                 steps = journal.finished() if journal else ()
-                if error.outcome is Outcome.BAD_OUTPUT:
+                if error.outcome is Outcome.BAD_OUTPUT and not (is_callers and scope.is_cut_off):
                     self.scoring.unparsable(call)
                 return Result(call.id, error=error, attempts=(attempt,), journal=steps)
         attempt = self._attempt(call, Outcome.OK, started, scope)
-        self.scoring.answered(call, answer)
+        if not (is_callers and scope.is_cut_off):
+            self.scoring.answered(call, answer)
         return Result(call.id, answer.outputs, attempts=(attempt,), confidence=answer.confidence)
 
     def _attempt(self, call: Call, outcome: Outcome, started: float, scope: CallScope) -> Attempt:
@@ -132,3 +133,10 @@ class ModelReplica:
         self._telemetry.attempt_finished(call.program, attempt)
         self.slots.learn(call.program, scope, outcome, attempt.latency_s)
         return attempt
+
+
+def _bound(callers: int | None, levels: int | None) -> tuple[int | None, bool]:
+    """Most output tokens of an LM call, and whether the caller alone says so."""
+    if callers is not None and (levels is None or callers < levels):
+        return callers, True
+    return levels, False

@@ -29,6 +29,7 @@ class Batching(dspy.Module):
         questions = [each["question"] for each in inputs]
         self.batches.append(questions)
         current_scope().spend(10 * len(inputs) + 1, len(inputs), 1.0)
+        current_scope().is_cut_off = True
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -95,6 +96,7 @@ async def test_each_call_is_charged_its_part_of_the_answers_that_made_the_batch(
     await run_all(replica, *asking("a", "b", "c", "d"))
     shares = [(each.lm_answers, each.lm_s) for each in scopes if isinstance(each, CallScope)]
     assert shares == [(0.25, 0.25)] * 4  # one LM call of one second made all four
+    assert all(each.is_cut_off for each in scopes if isinstance(each, CallScope))
 
 
 async def test_an_item_that_is_an_exception_fails_alone(replica) -> None:
