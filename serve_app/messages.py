@@ -335,7 +335,7 @@ class AnsweredCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The call that a verdict is about; ``None`` when it is not known, or known and has its verdict."""
+    """The call that a verdict is about; ``None`` when it is not known, or known and not this verdict's to have."""
 
     call: AnsweredCall | None = None
     is_known: bool = False
