@@ -335,7 +335,7 @@ class AnsweredCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The call that a verdict is about; ``None`` when it is not known, or known and has its verdict."""
+    """The call that a verdict is about; ``None`` when it is not known, or known and not this verdict's to have."""
 
     call: AnsweredCall | None = None
     is_known: bool = False
@@ -449,7 +449,7 @@ class ModelLoad:
         slots: calls that may run at once; 0 when nothing is known.
         running: calls that ran.
         waiting: calls that waited for a slot, by priority, best first.
-        service_s: seconds that a served call takes.
+        service_s: seconds that a served call takes; of a replica that served none lately, those of its last ones.
         replicas: how many reported.
         refused: calls a second that routers sent elsewhere or refused, as too many wait.
     """

@@ -35,9 +35,11 @@ class CallScope:
         max_tokens: most output tokens of each LM call; ``None`` sets no bound of its own.
         usage: tokens spent so far, by failed LM calls as well.
         lm_calls: LM calls sent to the provider so far.
-        lm_s: seconds that answered LM calls took, added up.
+        lm_answers: LM calls that were answered; of a batch, this call's share of them.
+        lm_s: seconds that they took, added up.
         asking: LM calls under way, or that were when the time was over: where there is none, it was not the model that
             took it.
+        is_cut_off: whether ``max_tokens`` ended an LM call's answer, where neither program nor model set less.
         journal: what this call has finished, for the next attempt; ``None`` keeps none.
     """
 
@@ -45,8 +47,10 @@ class CallScope:
     max_tokens: int | None = None
     usage: Usage = Usage()
     lm_calls: int = 0
+    lm_answers: float = 0.0
     lm_s: float = 0.0
     asking: int = 0
+    is_cut_off: bool = False
     journal: CallJournal | None = None
     _held: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = field(default_factory=dict, init=False, repr=False)
 
@@ -55,8 +59,9 @@ class CallScope:
         return max(0.0, self.deadline - time.monotonic())
 
     def spend(self, input_tokens: int, output_tokens: int, seconds: float = 0.0) -> None:
-        """Count the tokens of one LM call, and the seconds that it took."""
+        """Count the tokens of one answered LM call, and the seconds that it took."""
         self.usage += Usage(input_tokens, output_tokens)
+        self.lm_answers += 1
         self.lm_s += seconds
 
     async def hold(self, work: Awaitable[T]) -> T:

@@ -102,6 +102,7 @@ class AsyncEngine:
         ask = scope.journal.ask(StepKind.LM, request_fingerprint(request, self._defaults))
         replayed = scope.journal.replay(ask, load_response)
         if replayed is not None:
+            _note_end(scope, request.config, replayed.finish_reason)
             return replayed
         response = await self._send(scope, request)
         scope.journal.record(ask, dump_response(response))
@@ -116,6 +117,7 @@ class AsyncEngine:
                 self._spend(scope, error.partial, began)
                 raise
             self._spend(scope, response, began)
+            _note_end(scope, request.config, response.finish_reason)
             span.replied(response, self._upstream.tokens(response.usage))
             _refuse_nothing(response)
             return response
@@ -129,6 +131,7 @@ class AsyncEngine:
                 last = event.type
                 if last == "end":
                     self._spend(scope, event, began)
+                    _note_end(scope, request.config, event.finish_reason)
                 yield event
         if last not in {"end", "error"}:
             raise lm15.StreamAssemblyError("the stream broke off before its end")
@@ -164,6 +167,12 @@ def _bounded(config: lm15.Config, max_tokens: int | None) -> lm15.Config:
     if max_tokens is None or (config.max_tokens is not None and config.max_tokens <= max_tokens):
         return config
     return replace(config, max_tokens=max_tokens)
+
+
+def _note_end(scope: CallScope | None, config: lm15.Config, finish_reason: str | None) -> None:
+    """Tell the scope when its bound, and not the request's own, is what ended the answer."""
+    if scope is not None and finish_reason == "length" and _bounded(config, scope.max_tokens) is not config:
+        scope.is_cut_off = True
 
 
 def _refuse_nothing(response: lm15.Response) -> None:

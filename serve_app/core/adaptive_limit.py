@@ -1,6 +1,6 @@
 """How many calls a model's replica runs at once: fewer when the provider slows down or says 429, more when it recovers.
 
-    sample   = seconds in the provider / (output tokens + FIRST_TOKEN)
+    sample   = seconds in the provider / (output tokens + FIRST_TOKEN * LM calls)
     short    = mean of a window: at least WINDOW_S seconds and WINDOW_SAMPLES samples, or the limit if that is less
     long     = exponential average of the shorts: the norm; pulled down when it is more than twice the short
     gradient = TOLERANCE * long / short, within 0.5..1
@@ -11,8 +11,8 @@
     asked half as much at once, and no faster: long = what it takes now (``Decline``)
 
 Fed with time per token, because an answer of a thousand tokens takes longer than one of ten from the same healthy
-provider. A first token takes about as long as ``FIRST_TOKEN`` further ones; counting it keeps short answers from
-looking slow.
+provider. A first token takes about as long as ``FIRST_TOKEN`` further ones; counting one for each LM call keeps short
+answers, and programs that make many of them, from looking slow.
 
 The limit guards against a *queue* in the provider, while what is too slow at all is for the breaker to say
 (``slow_call_s``). A queue of ours shortens as we ask less; a provider that is as slow when asked half as much at once
@@ -83,19 +83,20 @@ class AdaptiveLimit:
         """Whether the provider, and not the configuration, sets the bound; a small dip is noise."""
         return self.limit < LIMITED * self._max
 
-    def answered(self, lm_s: float, output_tokens: int, *, running: int, elapsed_s: float) -> None:
+    def answered(self, lm_s: float, output_tokens: int, *, lm_calls: float, running: int, elapsed_s: float) -> None:
         """Learn from an answer.
 
         Args:
             lm_s: seconds spent in the provider.
             output_tokens: what it wrote in that time.
+            lm_calls: in how many answers; a fraction for a share of a batch.
             running: calls that ran at once, this one included.
             elapsed_s: seconds since the call began.
         """
         if lm_s <= 0 or output_tokens <= 0:
             return
         now = self._clock()
-        pace = lm_s / (output_tokens + FIRST_TOKEN)
+        pace = lm_s / (output_tokens + FIRST_TOKEN * lm_calls)
         self._sum += pace
         self._samples += 1
         self._most_running = max(self._most_running, running)

@@ -2,10 +2,12 @@
 
     ahead  = calls running + calls waiting that go before it
     wait   = max(0, ahead - slots + 1) * service / slots          Little's law; 0 while a slot is free
-    late   : wait > share * (remaining - service)
+    late   : wait > share * (remaining - run)
 
-The time that the answer itself takes is no time for waiting. Each priority may spend its ``SHARES`` of the rest, so
-that under growing load sheddable calls are refused first and critical ones last.
+``service`` is what the calls of all programs take on the average, ``run`` what those of this call's program do: a
+quick call waits as long as others for a slow one's slot, but needs less of its deadline for itself. The time that the
+answer itself takes is no time for waiting. Each priority may spend its ``SHARES`` of the rest, so that under growing
+load sheddable calls are refused first and critical ones last.
 
 Sources: J. Little, "A Proof for the Queuing Formula L = λW", 1961; "Handling Overload" in Google's *Site Reliability
 Engineering* (criticality).
@@ -39,16 +41,16 @@ def expected_wait_s(ahead: float, slots: float, service_s: float) -> float:
     return max(0.0, ahead - slots + 1) * service_s / slots if slots > 0 else 0.0
 
 
-def too_late(priority: Priority, remaining_s: float, wait_s: float, service_s: float) -> Refusal | None:
+def too_late(priority: Priority, remaining_s: float, wait_s: float, run_s: float) -> Refusal | None:
     """A refusal when the expected wait leaves too little of the deadline; it asks for what is missing.
 
     Args:
         priority: whose share counts.
         remaining_s: seconds left of the call's deadline.
         wait_s: seconds it is expected to wait.
-        service_s: seconds it is expected to run.
+        run_s: seconds it is expected to run.
     """
-    patience_s = SHARES[priority] * max(0.0, remaining_s - service_s)
+    patience_s = SHARES[priority] * max(0.0, remaining_s - run_s)
     if remaining_s > 0 and (wait_s <= 0 or wait_s <= patience_s):
         return None
     return refuse(wait_s - patience_s, "deadline")
@@ -65,7 +67,9 @@ def refuse(seconds: float | None, reason: str) -> Refusal:
     return Refusal(min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, wanted_s)), reason)
 
 
-def refusal_at(load: ModelLoad, priority: Priority, remaining_s: float, sent: int) -> Refusal | None:
+def refusal_at(
+    load: ModelLoad, priority: Priority, remaining_s: float, sent: int, *, run_s: float = 0.0
+) -> Refusal | None:
     """Whether a model under ``load`` is too busy for a call, as far as one router knows.
 
     Args:
@@ -73,7 +77,10 @@ def refusal_at(load: ModelLoad, priority: Priority, remaining_s: float, sent: in
         priority: the call's.
         remaining_s: seconds left of the call's deadline.
         sent: calls that this router has sent since that report and not got back.
+        run_s: seconds that the call's program usually runs on this model, as this router saw; 0 when it saw none. What
+            is more than the load's own mean counts as that: it may be old, the replica's queue knows better, and who
+            never gets there has no answer to show that it is.
     """
     ahead = load.running + load.waiting_before(priority) + sent
     wait_s = expected_wait_s(ahead, load.slots, load.service_s)
-    return too_late(priority, remaining_s, wait_s, load.service_s)
+    return too_late(priority, remaining_s, wait_s, min(run_s or load.service_s, load.service_s))

@@ -28,7 +28,7 @@ def gauges_of(queue: SlotQueue) -> dict[str, float]:
 
 
 def load_of(replicas: Iterable[Mapping[str, float]], refused: float = 0.0) -> ModelLoad:
-    """The sum over a model's replicas; service times are averaged over those that know one, by their slots.
+    """The sum over a model's replicas; service times are averaged over those that have served, by their slots.
 
     Args:
         replicas: gauges of each.

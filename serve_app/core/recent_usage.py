@@ -1,8 +1,9 @@
 """What calls have lately cost and taken, by program and model: the averages that routing goes by.
 
 Exponentially weighted: the n-th answer moves an average by ``max(1/n, WEIGHT)`` of the difference, so the first
-answers count in full and old ones fade. A latency also fades with time, back to its prior, halving its distance
-every ``LATENCY_HALF_LIFE_S``: a model left alone because it was slow is looked at again, though no call tells.
+answers count in full and old ones fade. What is expected also fades with time, back to its prior, halving its distance
+every ``HALF_LIFE_S``: a model left alone because it was slow, or its answers long and so dear, is looked at again,
+though no call tells.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from serve_app.messages import Usage
 
 PRIOR_OUTPUT_TOKENS: Final = 256
 """Output tokens a call is expected to take before any has been seen."""
+PRIOR_OVERHEAD_TOKENS: Final = 0.0
+"""Input tokens beyond its inputs that it is expected to take."""
 WEIGHT: Final = 0.2
-LATENCY_HALF_LIFE_S: Final = 300.0
+HALF_LIFE_S: Final = 300.0
+"""Seconds without an answer that halve the distance of what is expected to its prior."""
 MAX_PAIRS: Final = 4096
 """Most (program, model) pairs remembered; the one first seen goes first."""
 
@@ -91,10 +95,17 @@ class RecentUsage:
         return averages.ran_s if averages else 0.0
 
     def expect(self, program: str, model: str, *, prior_latency_s: float) -> Expectation:
-        """What to expect of the next call; the priors when there has been none."""
+        """What to expect of the next call; the priors when there has been none, or none for long."""
         averages = self._pairs.get((program, model))
         if averages is None:
-            return Expectation(PRIOR_OUTPUT_TOKENS, prior_latency_s, 0.0)
-        kept = 0.5 ** ((self._clock() - averages.seen_at) / LATENCY_HALF_LIFE_S)
-        latency_s = prior_latency_s + (averages.latency_s - prior_latency_s) * kept
-        return Expectation(averages.output_tokens, latency_s, averages.overhead_tokens)
+            return Expectation(PRIOR_OUTPUT_TOKENS, prior_latency_s, PRIOR_OVERHEAD_TOKENS)
+        kept = 0.5 ** ((self._clock() - averages.seen_at) / HALF_LIFE_S)
+        return Expectation(
+            _faded(averages.output_tokens, PRIOR_OUTPUT_TOKENS, kept),
+            _faded(averages.latency_s, prior_latency_s, kept),
+            _faded(averages.overhead_tokens, PRIOR_OVERHEAD_TOKENS, kept),
+        )
+
+
+def _faded(average: float, prior: float, kept: float) -> float:
+    return prior + (average - prior) * kept

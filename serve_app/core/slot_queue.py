@@ -12,7 +12,10 @@
     a class was passed over
     ``PATIENCE`` times in a row        it goes next, once: nobody starves
     a call that waited has less time
-    left than a call usually runs      it is dropped and never started: its answer would come too late
+    left than its program usually runs it is dropped and never started: its answer would come too late
+
+How soon slots come free, the calls of all programs tell; how long a call runs, those of its own program
+(``serve_app.core.service_times``).
 
 For one event loop. Source of the shares and of early refusal: see ``serve_app.core.expected_wait``.
 """
@@ -28,15 +31,13 @@ from serve_app.core.clock import Clock
 from serve_app.core.expected_wait import expected_wait_s, refuse, room_for, too_late
 from serve_app.core.lost_demand import LostDemand
 from serve_app.core.permit import Refusal
-from serve_app.core.rolling_window import RollingMean
+from serve_app.core.service_times import ServiceTimes
 from serve_app.messages import PRIORITIES, Priority
 
 PATIENCE: Final[Mapping[Priority, int]] = MappingProxyType(
     {Priority.CRITICAL: 0, Priority.DEFAULT: 9, Priority.SHEDDABLE: 19}
 )
 """Slots that better classes may take in a row while one of this class waits: it gets one in ten, or one in twenty."""
-SERVICE_WINDOW_S: Final = 30.0
-"""Seconds over which service times are averaged."""
 
 OnTurn = Callable[[Refusal | None], None]
 """Told once: ``None`` when the call has its slot, or why it never will."""
@@ -45,10 +46,11 @@ OnTurn = Callable[[Refusal | None], None]
 class Place:
     """One call's place: waiting, then running, then gone. Give it back with ``leave``, more than once if need be."""
 
-    __slots__ = ("_on_turn", "_queue", "_started_at", "expires_at", "priority", "waited")
+    __slots__ = ("_on_turn", "_queue", "_started_at", "expires_at", "priority", "program", "waited")
 
-    def __init__(self, queue: SlotQueue, priority: Priority, expires_at: float, on_turn: OnTurn) -> None:
+    def __init__(self, queue: SlotQueue, priority: Priority, expires_at: float, on_turn: OnTurn, program: str) -> None:
         self.priority = priority
+        self.program = program
         self.expires_at = expires_at
         self.waited = False
         self._queue: SlotQueue | None = queue
@@ -89,7 +91,7 @@ class SlotQueue:
         self._clock = clock
         self._waiting: dict[Priority, OrderedDict[Place, None]] = {each: OrderedDict() for each in PRIORITIES}
         self._passed = dict.fromkeys(PRIORITIES, 0)
-        self._service = RollingMean(SERVICE_WINDOW_S, clock=clock)
+        self._service = ServiceTimes(clock=clock)
         self.running = 0
         self.lost = LostDemand(clock=clock)
 
@@ -105,8 +107,12 @@ class SlotQueue:
 
     @property
     def service_s(self) -> float:
-        """Mean seconds of a served call; 0 when nothing is known."""
-        return self._service.mean() or 0.0
+        """Mean seconds of a served call, of the last ones if there was none lately; 0 before the first."""
+        return self._service.mean_s()
+
+    def run_s(self, program: str) -> float:
+        """Mean seconds of a served call of this program; of one that is not known, ``service_s``."""
+        return self._service.own_s(program)
 
     def waiting_by_priority(self) -> tuple[int, ...]:
         """Calls that wait, best class first."""
@@ -117,31 +123,38 @@ class SlotQueue:
         self._slots = slots
         self._advance()
 
-    def join(self, priority: Priority, remaining_s: float, on_turn: OnTurn) -> Place | Refusal:
-        """A place for one call, which may have started when this returns; or why there is none."""
-        if refusal := self._refusal(priority, remaining_s):
+    def join(self, priority: Priority, remaining_s: float, on_turn: OnTurn, program: str = "") -> Place | Refusal:
+        """A place for one call, which may have started when this returns; or why there is none.
+
+        Args:
+            priority: whose turn and whose share of the queue it has.
+            remaining_s: seconds left of its deadline.
+            on_turn: told once.
+            program: whose calls tell how long it will run; those that name none are alike.
+        """
+        if refusal := self._refusal(priority, remaining_s, program):
             self.lost.note()
             return refusal
-        place = Place(self, priority, self._clock() + remaining_s, on_turn)
+        place = Place(self, priority, self._clock() + remaining_s, on_turn, program)
         self._waiting[priority][place] = None
         self._advance()
         place.waited = True
         return place
 
-    def _refusal(self, priority: Priority, remaining_s: float) -> Refusal | None:
+    def _refusal(self, priority: Priority, remaining_s: float, program: str) -> Refusal | None:
         service_s = self.service_s
         before = sum(len(self._waiting[each]) for each in PRIORITIES[: PRIORITIES.index(priority) + 1])
         wait_s = expected_wait_s(self.running + before, self._slots, service_s)
         waiting, room = self.waiting, room_for(priority, self._max_waiting)
         if waiting >= room:
             return refuse((waiting - room + 1) * service_s / self._slots if service_s else None, "queue_full")
-        return too_late(priority, remaining_s, wait_s, service_s)
+        return too_late(priority, remaining_s, wait_s, self.run_s(program))
 
     def _advance(self) -> None:
         """Start as many calls as there are free slots."""
-        now, service_s = self._clock(), self.service_s
+        now = self._clock()
         while self.running < self._slots and (place := self._take()):
-            if place.expires_at <= now or (place.waited and place.expires_at < now + service_s):
+            if place.expires_at <= now or (place.waited and place.expires_at < now + self.run_s(place.program)):
                 place._drop(refuse(0, "deadline"))  # noqa: SLF001 - two halves of one thing
                 self.lost.note()
                 continue
@@ -167,5 +180,5 @@ class SlotQueue:
             return
         self.running -= 1
         if served:
-            self._service.add(self._clock() - started_at)
+            self._service.add(place.program, self._clock() - started_at)
         self._advance()

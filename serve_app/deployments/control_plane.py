@@ -253,9 +253,13 @@ class ControlPlane:
             "policy_problems": list(self._policy_problems),
         }
 
-    async def claim(self, request_id: str) -> Claim:
-        """The call that a caller's verdict is about, handed out once."""
-        return self._recent_calls.claim(request_id)
+    async def claim(self, request_id: str, token: str) -> Claim:
+        """The call that a caller's verdict is about; until it is settled, handed out to that verdict only."""
+        return self._recent_calls.claim(request_id, token)
+
+    async def settle(self, call_id: str) -> bool:
+        """Whether the verdict on a claimed call is to be counted; then its call is handed out no more."""
+        return self._recent_calls.settle(call_id)
 
     async def metrics(self) -> bytes:
         """The cluster's metrics in Prometheus' text format.

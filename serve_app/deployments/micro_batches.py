@@ -3,7 +3,8 @@
 A whole batch gives its slots back at once, so the next one forms from what waits for them. Where it fails by the fault
 of one of its calls, parts of it run again until that one fails alone (``core/isolation.py``), each part as a batch of
 its own in the slots that its calls hold anyway. What the program spent is shared out evenly among those who wait for
-it; a batch has no journal. One who leaves hurts nobody, and the last one ends the work.
+it, and an answer that the token limit cut off counts as each call's; a batch has no journal. One who leaves hurts
+nobody, and the last one ends the work.
 """
 
 from __future__ import annotations
@@ -129,13 +130,15 @@ class MicroBatches:
 
 
 def _share(spent: CallScope, items: Sequence[_Item]) -> None:
-    """Charge each call its part of the tokens; the sum stays exact."""
+    """Charge each call its part of what the batch spent; the sum of the tokens stays exact."""
     count = len(items)
     for at, item in enumerate(items):
         item.scope.usage += Usage(
             _part(spent.usage.input_tokens, at, count), _part(spent.usage.output_tokens, at, count)
         )
+        item.scope.lm_answers += spent.lm_answers / count
         item.scope.lm_s += spent.lm_s / count
+        item.scope.is_cut_off |= spent.is_cut_off
 
 
 def _part(total: int, at: int, count: int) -> int:

@@ -92,7 +92,7 @@ class ModelReplica:
         asked = self._clock()
         try:
             self._must_have(call.program)
-            async with self.slots.slot(call.options.priority, deadline) as place:
+            async with self.slots.slot(call.program, call.options.priority, deadline) as place:
                 self._link.waited(self._clock() - asked)
                 result = await self.answer(call, deadline - self._clock())
                 place.leave(served=result.error is None)
@@ -112,10 +112,10 @@ class ModelReplica:
         A failure carries the journal of everything finished so far, by earlier attempts too.
         """
         program = self._programs[call.program]
-        limits = [n for n in (call.options.max_tokens, program.config.levels.at(call.level).max_tokens) if n]
+        max_tokens, is_callers = _bound(call.options.max_tokens, program.config.levels.at(call.level).max_tokens)
         journal = CallJournal(call.journal) if program.config.resume else None
         started = self._clock()
-        with call_scope(remaining_s, min(limits, default=None), journal) as scope:
+        with call_scope(remaining_s, max_tokens, journal) as scope:
             try:
                 if program.takes_batches(call.level):
                     answer = await self._batches.run(program, call, scope)
@@ -132,11 +132,12 @@ class ModelReplica:
                     error = out_of_time(Outcome.CUT_SHORT)  # by the program itself: its model was not even asked
                 attempt = self._attempt(call, error.outcome, started, scope)
                 steps = journal.finished() if journal else ()
-                if error.outcome is Outcome.BAD_OUTPUT:
+                if error.outcome is Outcome.BAD_OUTPUT and not (is_callers and scope.is_cut_off):
                     self.scoring.unparsable(call)
                 return Result(call.id, error=error, attempts=(attempt,), journal=steps)
         attempt = self._attempt(call, Outcome.OK, started, scope)
-        self.scoring.answered(call, answer)
+        if not (is_callers and scope.is_cut_off):
+            self.scoring.answered(call, answer)
         return Result(call.id, answer.outputs, attempts=(attempt,), confidence=answer.confidence)
 
     def _attempt(self, call: Call, outcome: Outcome, started: float, scope: CallScope) -> Attempt:
@@ -145,5 +146,12 @@ class ModelReplica:
         resumed = scope.journal.resumed if scope.journal else 0
         attempt = Attempt(self._model.name, outcome, self._clock() - started, usage, cost_usd, resumed)
         self._telemetry.attempt_finished(call.program, attempt)
-        self.slots.learn(scope, outcome, attempt.latency_s)
+        self.slots.learn(call.program, scope, outcome, attempt.latency_s)
         return attempt
+
+
+def _bound(callers: int | None, levels: int | None) -> tuple[int | None, bool]:
+    """Most output tokens of an LM call, and whether the caller alone says so."""
+    if callers is not None and (levels is None or callers < levels):
+        return callers, True
+    return levels, False

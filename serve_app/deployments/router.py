@@ -180,7 +180,8 @@ class Router:
             return None
         timeout_s = self._timeout_s(journey, model, journey.plan.attempts_left(self._is_up))
         sent = self._sent[model].since(self._link.snapshot)
-        refusal = refusal_at(load, journey.call.options.priority, timeout_s, sent)
+        run_s = self._recent.usual_run_s(journey.call.program, model)
+        refusal = refusal_at(load, journey.call.options.priority, timeout_s, sent, run_s=run_s)
         if refusal is None:
             return None
         self._lost[model].note()

@@ -2,7 +2,9 @@
 
 An answer is scored where it was made, once: what the caches hand out later was scored then. A reward runs after the
 answer has gone out. Where a reward is configured, an answer that the program could not parse scores 0 at the same
-share: a model that is excellent whenever it keeps the format is not an excellent model.
+share: a model that is excellent whenever it keeps the format is not an excellent model. An answer that the caller's own
+``max_tokens`` cut off is nobody's to judge, and is told to nobody here: a provider says that it ended an answer at its
+limit, and the caller's is less than the level's, the model's and the program's own.
 """
 
 from __future__ import annotations

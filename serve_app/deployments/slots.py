@@ -16,20 +16,21 @@ from serve_app.errors import Overloaded, UpstreamError
 from serve_app.messages import Outcome, Priority
 
 FAIR_TIME = 2.0
-"""Multiples of the usual service time after which a timeout tells of the provider; before, of a late start."""
+"""Multiples of its program's usual time after which a timeout tells of the provider; before, of a deadline too near."""
 
 
 class Slots:
     """Hands out slots in the order of ``SlotQueue``, and as many as ``AdaptiveLimit`` allows.
 
     Args:
-        model: its bounds.
+        model: its bounds, and its prior latency.
         clock: monotonic seconds.
     """
 
     def __init__(self, model: ModelConfig, *, clock: Clock) -> None:
         self.queue = SlotQueue(model.max_ongoing_requests, model.max_queued_requests, clock=clock)
         self._limit = AdaptiveLimit(model.max_ongoing_requests, clock=clock) if model.adaptive_concurrency else None
+        self._prior_s = model.latency_s
         self._clock = clock
 
     @property
@@ -38,7 +39,7 @@ class Slots:
         return self._limit is not None and self._limit.is_limited
 
     @asynccontextmanager
-    async def slot(self, priority: Priority, deadline: float) -> AsyncIterator[Place]:
+    async def slot(self, program: str, priority: Priority, deadline: float) -> AsyncIterator[Place]:
         """Hold a slot for the body.
 
         Raises:
@@ -49,7 +50,7 @@ class Slots:
         remaining_s = deadline - self._clock()
         if remaining_s <= 0:
             raise _no_time()
-        place = self.queue.join(priority, remaining_s, lambda refusal: _tell(turn, refusal))
+        place = self.queue.join(priority, remaining_s, lambda refusal: _tell(turn, refusal), program)
         if isinstance(place, Refusal):
             raise _too_busy(place)
         try:
@@ -58,16 +59,22 @@ class Slots:
         finally:
             place.leave()
 
-    def learn(self, scope: CallScope, outcome: Outcome, seconds: float) -> None:
+    def learn(self, program: str, scope: CallScope, outcome: Outcome, seconds: float) -> None:
         """Let an attempt that ended after ``seconds`` move the limit; to be called while it still holds its slot."""
         if self._limit is None or outcome is Outcome.CANCELLED:
             return
-        is_stuck = outcome is Outcome.TIMEOUT and seconds >= FAIR_TIME * self.queue.service_s
+        usual_s = self.queue.run_s(program) or self._prior_s
+        is_stuck = outcome is Outcome.TIMEOUT and seconds >= FAIR_TIME * usual_s
         if is_stuck or outcome is Outcome.RATE_LIMITED:
             self._limit.pushed_back(seconds)
         else:
-            tokens = scope.usage.output_tokens
-            self._limit.answered(scope.lm_s, tokens, running=self.queue.running, elapsed_s=seconds)
+            self._limit.answered(
+                scope.lm_s,
+                scope.usage.output_tokens,
+                lm_calls=scope.lm_answers,
+                running=self.queue.running,
+                elapsed_s=seconds,
+            )
         if self.queue.slots != self._limit.limit:
             self.queue.resize(self._limit.limit)
 

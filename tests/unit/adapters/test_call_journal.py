@@ -179,9 +179,9 @@ class Upstream:
         return usage.input_tokens or 0, usage.output_tokens or 0
 
 
-async def ask(upstream, *requests, journal=None, remaining_s=10):
+async def ask(upstream, *requests, journal=None, remaining_s=10, max_tokens=None):
     engine = AsyncEngine(upstream)
-    with call_scope(remaining_s, None, journal) as scope:
+    with call_scope(remaining_s, max_tokens, journal) as scope:
         return [await engine.complete(one) for one in requests], scope
 
 
@@ -193,6 +193,13 @@ async def test_an_answered_request_is_not_sent_again_and_costs_nothing():
     assert [reply.id for reply in replies] == ["r1", "new"]
     assert len(second.requests) == scope.lm_calls == 1
     assert (scope.usage.input_tokens, journal.resumed) == (3, 1)
+
+
+async def test_an_answer_that_was_cut_off_is_so_when_it_is_replayed():
+    first = CallJournal()
+    await ask(Upstream(response(finish_reason="length")), request(), journal=first, max_tokens=5)
+    _, scope = await ask(Upstream(response()), request(), journal=CallJournal(first.finished()), max_tokens=5)
+    assert scope.is_cut_off
 
 
 async def test_a_failed_request_is_not_recorded():

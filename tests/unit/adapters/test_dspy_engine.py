@@ -184,6 +184,35 @@ async def test_output_tokens_are_bounded_by_the_scope(asked, bound, sent, server
     assert body.get("max_completion_tokens", body.get("max_tokens")) == sent
 
 
+@pytest.mark.parametrize(
+    ("asked", "bound", "finish", "is_cut_off"),
+    [
+        (None, 64, "length", True),
+        (500, 64, "length", True),
+        (64, 64, "length", False),
+        (32, 64, "length", False),
+        (500, None, "length", False),
+        (500, 64, "stop", False),
+    ],
+)
+async def test_a_scope_is_told_that_its_bound_ended_an_answer(asked, bound, finish, is_cut_off, server, pool):
+    choice = {"message": {"role": "assistant", "content": "hel"}, "finish_reason": finish}
+    server.answer = reply(200, {**COMPLETION, "choices": [choice]})
+    _, engine = engines(pool, server)
+    with call_scope(5, bound) as scope:
+        await engine.complete(request(config=lm15.Config(max_tokens=asked)))
+    assert scope.is_cut_off is is_cut_off
+
+
+@pytest.mark.parametrize(("own", "is_cut_off"), [(None, True), (64, False)])
+async def test_the_models_own_limit_is_not_the_scopes(own, is_cut_off, server, pool):
+    choice = {**COMPLETION["choices"][0], "finish_reason": "length"}
+    server.answer = reply(200, {**COMPLETION, "choices": [choice]})
+    with call_scope(5, 64) as scope:
+        await predict(pool.lm(model(server, max_tokens=own)))
+    assert scope.is_cut_off is is_cut_off
+
+
 async def test_calls_and_tokens_are_counted_for_each_call_alone(server, pool):
     lm = pool.lm(model(server))
 

@@ -279,6 +279,14 @@ async def test_a_stream_yields_its_text_and_counts_its_tokens(server, pool):
     assert (scope.usage.input_tokens, scope.usage.output_tokens, scope.lm_calls) == (3, 2, 1)
 
 
+@pytest.mark.parametrize("finish", ["length", "stop"])
+async def test_a_stream_says_that_the_calls_bound_ended_it(finish, server, pool):
+    server.answer = sse(chunk("he"), chunk(finish=finish), USAGE, "[DONE]")
+    with call_scope(10, 5) as scope:
+        _ = [event async for event in engine_of(pool, server).stream(REQUEST)]
+    assert scope.is_cut_off is (finish == "length")
+
+
 async def test_an_error_inside_a_stream_is_an_error_event(server, pool):
     server.answer = sse(chunk("he"), error(type="server_error"))
     events = [event async for event in engine_of(pool, server).stream(REQUEST)]

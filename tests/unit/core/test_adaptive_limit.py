@@ -21,12 +21,14 @@ def clock():
     return ManualClock(1000)
 
 
-def windows(limit: AdaptiveLimit, clock: ManualClock, count: int, seconds: float, tokens: int = TOKENS) -> None:
+def windows(
+    limit: AdaptiveLimit, clock: ManualClock, count: int, seconds: float, tokens: int = TOKENS, lm_calls: int = 1
+) -> None:
     """Let ``count`` windows of full use pass, each answer taking ``seconds`` for ``tokens``."""
     for _ in range(count):
         for _ in range(WINDOW_SAMPLES):
             clock.advance(0.11)
-            limit.answered(seconds, tokens, running=limit.limit, elapsed_s=seconds)
+            limit.answered(seconds, tokens, lm_calls=lm_calls, running=limit.limit, elapsed_s=seconds)
 
 
 def test_a_steady_provider_is_given_all_that_is_configured(clock) -> None:
@@ -72,7 +74,7 @@ class Provider:
                 heapq.heappush(self._running, (self._free_at + self.base_s, self.clock()))
             at, began_at = self._running[0]
             self.clock.advance(max(0.0, at - self.clock()))
-            self.limit.answered(at - began_at, TOKENS, running=len(self._running), elapsed_s=at - began_at)
+            self.limit.answered(at - began_at, TOKENS, lm_calls=1, running=len(self._running), elapsed_s=at - began_at)
             heapq.heappop(self._running)
             limits.append(self.limit.limit)
         return limits
@@ -121,7 +123,7 @@ def test_a_noisy_provider_gets_nearly_all_that_is_configured(clock, slower) -> N
         for _ in range(WINDOW_SAMPLES):
             clock.advance(0.11)
             seconds = mean * noise.lognormvariate(0, 0.8)
-            limit.answered(seconds, TOKENS, running=limit.limit, elapsed_s=seconds)
+            limit.answered(seconds, TOKENS, lm_calls=1, running=limit.limit, elapsed_s=seconds)
         allowed.append(limit.limit)
     assert statistics.mean(allowed) > 0.9 * 64
     assert statistics.median(allowed[1000:]) > 0.95 * 64
@@ -167,6 +169,14 @@ def test_longer_answers_at_the_same_pace_change_nothing(clock) -> None:
     assert limit.limit == 64
 
 
+def test_many_short_answers_a_program_at_the_same_pace_change_nothing(clock) -> None:
+    """An agent of fifteen LM calls, where programs of one had set the norm."""
+    limit = AdaptiveLimit(64, clock=clock)
+    windows(limit, clock, 20, seconds=(200 + 32) * 0.01, tokens=200)
+    windows(limit, clock, 20, seconds=(75 + 15 * 32) * 0.01, tokens=75, lm_calls=15)
+    assert limit.limit == 64
+
+
 def test_noise_within_the_tolerance_changes_nothing(clock) -> None:
     limit = AdaptiveLimit(64, clock=clock)
     for n in range(100):
@@ -201,7 +211,7 @@ def test_a_limit_that_is_not_used_is_not_raised(clock) -> None:
     before = limit.limit
     for _ in range(500):
         clock.advance(0.11)
-        limit.answered(1, TOKENS, running=2, elapsed_s=1)
+        limit.answered(1, TOKENS, lm_calls=1, running=2, elapsed_s=1)
     assert limit.limit == before
 
 
@@ -211,7 +221,7 @@ def test_attempts_without_an_answer_say_nothing(clock) -> None:
     before = limit.limit
     for _ in range(500):
         clock.advance(0.11)
-        limit.answered(0.0, 0, running=60, elapsed_s=1)
+        limit.answered(0.0, 0, lm_calls=1, running=60, elapsed_s=1)
     assert limit.limit == before
 
 
@@ -246,10 +256,10 @@ def test_a_push_back_leaves_the_window_that_is_open(clock) -> None:
         clock.advance(1)
     for _ in range(WINDOW_SAMPLES - 1):
         clock.advance(0.2)
-        limit.answered(1, TOKENS, running=limit.limit, elapsed_s=1)
+        limit.answered(1, TOKENS, lm_calls=1, running=limit.limit, elapsed_s=1)
     limit.pushed_back(0.1)
     pushed = limit.limit
-    limit.answered(1, TOKENS, running=limit.limit, elapsed_s=1)
+    limit.answered(1, TOKENS, lm_calls=1, running=limit.limit, elapsed_s=1)
     assert limit._limit > pushed + 0.5
 
 
@@ -275,5 +285,5 @@ def test_it_stays_within_its_bounds_whatever_happens(maximum, events) -> None:
         if event is None:
             limit.pushed_back(0.1)
         else:
-            limit.answered(*event, running=maximum, elapsed_s=event[0])
+            limit.answered(*event, lm_calls=1, running=maximum, elapsed_s=event[0])
         assert 1 <= limit.limit <= maximum

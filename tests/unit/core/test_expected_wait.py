@@ -33,18 +33,18 @@ def test_without_slots_nothing_is_known_and_nothing_expected() -> None:
 @pytest.mark.parametrize("priority", PRIORITIES)
 def test_each_priority_spends_its_share_of_the_time_the_answer_leaves(priority) -> None:
     enough_s = 2 + 5 / SHARES[priority]
-    assert too_late(priority, enough_s + 0.01, wait_s=5, service_s=2) is None
-    refusal = too_late(priority, enough_s - 1, wait_s=5, service_s=2)
+    assert too_late(priority, enough_s + 0.01, wait_s=5, run_s=2) is None
+    refusal = too_late(priority, enough_s - 1, wait_s=5, run_s=2)
     assert refusal.reason == "deadline"
     assert refusal.retry_after_s == pytest.approx(SHARES[priority])
 
 
 def test_a_free_slot_is_never_refused_however_short_the_time() -> None:
-    assert too_late(Priority.SHEDDABLE, remaining_s=0.01, wait_s=0, service_s=100) is None
+    assert too_late(Priority.SHEDDABLE, remaining_s=0.01, wait_s=0, run_s=100) is None
 
 
 def test_a_call_whose_time_is_up_is_always_refused() -> None:
-    assert too_late(Priority.CRITICAL, remaining_s=0, wait_s=0, service_s=0).reason == "deadline"
+    assert too_late(Priority.CRITICAL, remaining_s=0, wait_s=0, run_s=0).reason == "deadline"
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,12 @@ def test_calls_sent_since_the_report_count_as_ahead() -> None:
     assert refusal_at(BUSY, Priority.CRITICAL, remaining_s=4, sent=10) is not None
 
 
+@pytest.mark.parametrize(("run_s", "enough_s"), [(0.0, 3.5), (0.1, 1.6), (2.0, 3.5), (50.0, 3.5)])
+def test_a_quick_program_needs_less_of_its_deadline_and_a_slow_one_is_left_to_the_replica(run_s, enough_s) -> None:
+    assert refusal_at(BUSY, Priority.CRITICAL, enough_s + 0.01, sent=0, run_s=run_s) is None
+    assert refusal_at(BUSY, Priority.CRITICAL, enough_s - 0.01, sent=0, run_s=run_s) is not None
+
+
 def test_an_unknown_load_refuses_nobody() -> None:
     assert refusal_at(ModelLoad(), Priority.SHEDDABLE, remaining_s=0.1, sent=1000) is None
 
@@ -69,13 +75,13 @@ def test_an_unknown_load_refuses_nobody() -> None:
     priority=st.sampled_from(PRIORITIES),
     remaining_s=st.floats(0.001, 1000),
     wait_s=st.floats(0, 1e6),
-    service_s=st.floats(0, 1000),
+    run_s=st.floats(0, 1000),
 )
-def test_who_is_let_in_at_a_low_priority_is_let_in_at_a_better_one(priority, remaining_s, wait_s, service_s) -> None:
-    refusal = too_late(priority, remaining_s, wait_s, service_s)
+def test_who_is_let_in_at_a_low_priority_is_let_in_at_a_better_one(priority, remaining_s, wait_s, run_s) -> None:
+    refusal = too_late(priority, remaining_s, wait_s, run_s)
     if refusal is None:
         better = PRIORITIES[: PRIORITIES.index(priority)]
-        assert all(too_late(each, remaining_s, wait_s, service_s) is None for each in better)
+        assert all(too_late(each, remaining_s, wait_s, run_s) is None for each in better)
     else:
         assert MIN_RETRY_AFTER_S <= refusal.retry_after_s <= MAX_RETRY_AFTER_S
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from serve_app.core.clock import ManualClock
-from serve_app.core.recent_usage import LATENCY_HALF_LIFE_S, MAX_PAIRS, PRIOR_OUTPUT_TOKENS, Expectation, RecentUsage
+from serve_app.core.recent_usage import HALF_LIFE_S, MAX_PAIRS, PRIOR_OUTPUT_TOKENS, Expectation, RecentUsage
 from serve_app.messages import Usage
 
 
@@ -46,14 +46,15 @@ def test_one_odd_answer_moves_it_by_a_fifth() -> None:
     assert recent.expect("p", "m", prior_latency_s=1.0).output_tokens == pytest.approx(300)
 
 
-def test_a_latency_not_seen_again_fades_to_its_prior_and_tokens_do_not() -> None:
+def test_what_is_not_seen_again_fades_to_its_prior() -> None:
     clock = ManualClock()
     recent = RecentUsage(clock=clock)
-    observe(recent, 80, latency_s=21.0)
-    clock.advance(LATENCY_HALF_LIFE_S)
-    assert recent.expect("p", "m", prior_latency_s=1.0).latency_s == pytest.approx(11.0)
-    clock.advance(100 * LATENCY_HALF_LIFE_S)
-    assert recent.expect("p", "m", prior_latency_s=1.0) == Expectation(80, pytest.approx(1.0), 60)
+    observe(recent, 6256, latency_s=21.0)
+    clock.advance(HALF_LIFE_S)
+    assert recent.expect("p", "m", prior_latency_s=1.0) == Expectation(3256, pytest.approx(11.0), 30)
+    clock.advance(100 * HALF_LIFE_S)
+    priors = Expectation(pytest.approx(PRIOR_OUTPUT_TOKENS), pytest.approx(1.0), pytest.approx(0.0))
+    assert recent.expect("p", "m", prior_latency_s=1.0) == priors
 
 
 def test_programs_and_models_learn_apart() -> None:

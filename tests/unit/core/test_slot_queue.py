@@ -27,14 +27,16 @@ class Calls:
         self.started: list[str] = []
         self.dropped: dict[str, str] = {}
 
-    def come(self, name: str, priority: Priority = DEFAULT, remaining_s: float = 1e6) -> Refusal | None:
+    def come(
+        self, name: str, priority: Priority = DEFAULT, remaining_s: float = 1e6, program: str = ""
+    ) -> Refusal | None:
         def on_turn(refusal: Refusal | None) -> None:
             if refusal:
                 self.dropped[name] = refusal.reason
             else:
                 self.started.append(name)
 
-        place = self.queue.join(priority, remaining_s, on_turn)
+        place = self.queue.join(priority, remaining_s, on_turn, program)
         if isinstance(place, Refusal):
             return place
         self.places[name] = place
@@ -174,6 +176,50 @@ def test_calls_that_were_not_served_teach_no_service_time(clock) -> None:
     assert calls.queue.service_s == pytest.approx(2)
 
 
+def test_a_queue_in_which_nothing_was_answered_for_long_goes_by_its_last_service_time(clock) -> None:
+    calls = known_service(clock, SlotQueue(2, 1000, clock=clock), seconds=4)
+    clock.advance(1000)
+    assert calls.come("patient", remaining_s=10) is None
+    assert calls.come("late", remaining_s=5).reason == "deadline"
+
+
+def slow_and_quick(clock: ManualClock, slots: int) -> Calls:
+    """A queue that knows a program of 20 s and one of 0.3 s, a mean of 10.15 s; slow calls hold its slots."""
+    calls = Calls(SlotQueue(slots, 1000, clock=clock))
+    for program, seconds in (("slow", 20), ("quick", 0.3)):
+        calls.come(program, program=program)
+        clock.advance(seconds)
+        calls.end(program)
+    for n in range(slots):
+        calls.come(f"running{n}", program="slow")
+    return calls
+
+
+def test_a_quick_program_waits_for_slow_ones_slots_as_long_as_its_own_time_allows(clock) -> None:
+    calls = slow_and_quick(clock, slots=10)
+    wait_s = 10.15 / 10
+    assert calls.come("quick", CRITICAL, wait_s + 0.29, "quick").reason == "deadline"
+    assert calls.come("quick", CRITICAL, wait_s + 0.31, "quick") is None
+
+
+def test_a_slow_program_is_refused_by_its_own_time_too(clock) -> None:
+    calls = slow_and_quick(clock, slots=10)
+    assert calls.come("slow", CRITICAL, 20, "slow").reason == "deadline"
+    assert calls.come("unknown", CRITICAL, 20, "unknown") is None  # by the mean of all
+
+
+def test_who_waited_is_dropped_by_its_own_programs_time(clock) -> None:
+    calls = slow_and_quick(clock, slots=1)
+    for program in ("slow", "quick", "unknown"):
+        calls.come(program, remaining_s=45, program=program)
+    clock.advance(40)
+    calls.end("running0", served=False)
+    assert calls.dropped == {"slow": "deadline"}
+    calls.end("quick")
+    assert calls.started[-1] == "quick"
+    assert calls.dropped == {"slow": "deadline", "unknown": "deadline"}
+
+
 def test_more_slots_start_what_waits_and_fewer_let_what_runs_go_on(clock) -> None:
     calls = Calls(SlotQueue(1, 10, clock=clock))
     for name in "abcd":
@@ -201,8 +247,13 @@ class SlotQueueMachine(RuleBasedStateMachine):
         self.running: set[int] = set()
         self.numbers = iter(range(10_000))
 
-    @rule(target=places, priority=st.sampled_from(PRIORITIES), remaining_s=st.floats(-1, 10))
-    def a_call_comes(self, priority, remaining_s):
+    @rule(
+        target=places,
+        priority=st.sampled_from(PRIORITIES),
+        remaining_s=st.floats(-1, 10),
+        program=st.sampled_from(["", "a", "b"]),
+    )
+    def a_call_comes(self, priority, remaining_s, program):
         number = next(self.numbers)
         expires_at = self.clock() + remaining_s
 
@@ -212,7 +263,7 @@ class SlotQueueMachine(RuleBasedStateMachine):
                 assert self.clock() < expires_at
                 self.running.add(number)
 
-        place = self.queue.join(priority, remaining_s, on_turn)
+        place = self.queue.join(priority, remaining_s, on_turn, program)
         return multiple() if isinstance(place, Refusal) else (number, place)
 
     @rule(place=consumes(places), served=st.booleans())

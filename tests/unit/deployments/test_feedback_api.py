@@ -21,17 +21,34 @@ ASK = "/v1/programs/ask"
 
 
 class Handle:
-    """The control plane as a handle shows it; ``is_away`` makes it silent."""
+    """The control plane as a handle shows it.
+
+    Attributes:
+        is_away: makes it silent.
+        loses: the next reply of these methods is lost: they do their work, and nobody hears of it.
+        settling: how many settlements have been asked for, each of which waits for ``gate``.
+    """
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self.is_away = False
+        self.loses: set[str] = set()
+        self.settling = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     def __getattr__(self, method: str) -> SimpleNamespace:
         async def remote(*args):
             if self.is_away:
                 raise TimeoutError
-            return await getattr(self._plane, method)(*args)
+            if method == "settle":
+                self.settling += 1
+                await self.gate.wait()
+            reply = await getattr(self._plane, method)(*args)
+            if method in self.loses:
+                self.loses.discard(method)
+                raise TimeoutError
+            return reply
 
         return SimpleNamespace(remote=remote)
 
@@ -63,6 +80,10 @@ class Cluster:
     async def exchange(self) -> None:
         for replica in self.replicas:
             await replica.link._exchange()
+
+    def counted(self) -> list[tuple[MetricType, float, float]]:
+        sums = [score for replica in self.replicas for score in replica.link.scores.sums()]
+        return [(score.metric_type, round(score.weight), round(score.total, 2)) for score in sums]
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +126,76 @@ async def test_the_first_verdict_counts() -> None:
     again = await second.verdict(request_id="mine", score=0)
     assert (again.status_code, again.json()["code"]) == (409, "already_scored")
     assert second.link.scores.sums() == ()
+
+
+@pytest.mark.parametrize("again", [0, 1])
+async def test_a_verdict_whose_claim_got_no_reply_counts_when_it_is_given_again_wherever_that_is(again) -> None:
+    cluster = Cluster()
+    verdict = {"request_id": "mine", "score": 1, "comment": "good"}
+    await cluster.replicas[0].ask("mine")
+    await cluster.exchange()
+    cluster.handle.loses = {"claim"}
+    lost = await cluster.replicas[0].verdict(**verdict)
+    assert (lost.status_code, cluster.counted()) == (503, [])
+    assert (await cluster.replicas[again].verdict(**verdict)).status_code == 200
+    for replica in cluster.replicas:
+        assert (await replica.verdict(**verdict)).status_code == 409
+    assert cluster.counted() == [(MetricType.FEEDBACK, 1, 1.0)]
+
+
+@pytest.mark.parametrize("other", [{"score": 0, "comment": "good"}, {"score": 1, "comment": "bad"}])
+async def test_after_a_lost_reply_another_verdict_is_a_second_one(other) -> None:
+    cluster = Cluster()
+    await cluster.replicas[0].ask("mine")
+    await cluster.exchange()
+    cluster.handle.loses = {"claim"}
+    await cluster.replicas[0].verdict(request_id="mine", score=1, comment="good")
+    assert (await cluster.replicas[0].verdict(request_id="mine", **other)).status_code == 409
+    assert cluster.counted() == []
+
+
+async def test_a_verdict_whose_settlement_got_no_reply_has_counted() -> None:
+    cluster = Cluster()
+    first, second = cluster.replicas
+    await first.ask("mine")
+    await cluster.exchange()
+    cluster.handle.loses = {"settle"}
+    assert (await first.verdict(request_id="mine", score=1)).status_code == 200
+    assert (await second.verdict(request_id="mine", score=1)).status_code == 409
+    assert cluster.counted() == [(MetricType.FEEDBACK, 1, 1.0)]
+
+
+async def settling(cluster: Cluster, count: int) -> None:
+    async with asyncio.timeout(5):
+        while cluster.handle.settling < count:
+            await asyncio.sleep(0)
+
+
+async def test_of_equal_verdicts_given_at_once_one_counts() -> None:
+    cluster = Cluster()
+    await cluster.replicas[0].ask("mine")
+    await cluster.exchange()
+    cluster.handle.gate.clear()
+    both = [asyncio.create_task(replica.verdict(request_id="mine", score=1)) for replica in cluster.replicas]
+    await settling(cluster, 2)
+    cluster.handle.gate.set()
+    assert sorted(reply.status_code for reply in await asyncio.gather(*both)) == [200, 409]
+    assert cluster.counted() == [(MetricType.FEEDBACK, 1, 1.0)]
+
+
+async def test_a_caller_who_leaves_while_the_call_is_settled_has_given_the_verdict() -> None:
+    cluster = Cluster()
+    ingress = cluster.replicas[0].ingress
+    await cluster.replicas[0].ask("mine")
+    await cluster.exchange()
+    cluster.handle.gate.clear()
+    giving = asyncio.create_task(ingress.feedback.give("mine", 1.0))
+    await settling(cluster, 1)
+    giving.cancel()
+    await asyncio.gather(giving, return_exceptions=True)
+    cluster.handle.gate.set()
+    await ingress.feedback.aclose()
+    assert cluster.counted() == [(MetricType.FEEDBACK, 1, 1.0)]
 
 
 async def test_a_call_answered_a_moment_ago_is_looked_for_twice() -> None:

@@ -7,7 +7,7 @@ import dspy
 import pytest
 from deployment_fakes import app_config, call, link, run_all, settle
 
-from serve_app.adapters.call_scope import current_scope
+from serve_app.adapters.call_scope import CallScope, current_scope
 from serve_app.adapters.dspy_program import load_program
 from serve_app.core.outcomes import MEANINGS, NextRoute
 from serve_app.deployments.model_replica import ModelReplica
@@ -43,6 +43,7 @@ class Batching(dspy.Module):
         current_scope().spend(10 * len(inputs) + 1, len(inputs), 1.0)
         self.running.append(len(inputs))
         self.at_once.append(sum(self.running))
+        current_scope().is_cut_off = True
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -110,6 +111,16 @@ async def test_what_a_batch_spent_is_shared_out_to_the_last_token(replica) -> No
     shares = [result.attempts[0].usage for result in results.values()]
     assert sum(shares, Usage()) == Usage(31, 3)
     assert max(share.input_tokens for share in shares) - min(share.input_tokens for share in shares) <= 1
+
+
+async def test_each_call_is_charged_its_part_of_the_answers_that_made_the_batch(replica, monkeypatch) -> None:
+    scopes = []
+    monkeypatch.setattr(replica.slots, "learn", lambda *told: scopes.extend(told))
+    Batching.gate.set()
+    await run_all(replica, *asking("a", "b", "c", "d"))
+    shares = [(each.lm_answers, each.lm_s) for each in scopes if isinstance(each, CallScope)]
+    assert shares == [(0.25, 0.25)] * 4  # one LM call of one second made all four
+    assert all(each.is_cut_off for each in scopes if isinstance(each, CallScope))
 
 
 async def test_an_item_that_is_an_exception_fails_alone(replica) -> None:

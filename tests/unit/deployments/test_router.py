@@ -9,6 +9,7 @@ from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_
 from serve_app.config import BreakerPolicy, LevelConfig, Levels, Policy, Replicas, RetryPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.deadline import passed_on_s
+from serve_app.core.recent_usage import HALF_LIFE_S
 from serve_app.deployments.attempt_judge import START_S
 from serve_app.deployments.router import Router
 from serve_app.deployments.stage import StageAbsent, StageLost
@@ -481,11 +482,35 @@ async def test_calls_are_divided_among_a_models_replicas_where_slots_are_scarce(
     assert bench.router._lanes["large"].spread == spread
 
 
+async def test_a_cheap_model_that_gave_a_long_answer_once_is_asked_again_in_time() -> None:
+    lengths = iter([6000])
+
+    def answer(asked) -> Result:
+        return replace(
+            ok(asked, "small"), attempts=(Attempt("small", Outcome.OK, 0.01, Usage(10, next(lengths, 300))),)
+        )
+
+    bench = Bench(small=answer)
+    asked = {"options": Options(complexity=Complexity.LOW)}
+    models = [(await bench.ask(number, **asked)).model for number in range(2)]
+    assert models == ["small", "medium"]
+    bench.clock.advance(2 * HALF_LIFE_S)
+    assert (await bench.ask(3, **asked)).model == "small"
+
+
 async def test_a_model_whose_queue_is_too_long_for_the_call_is_left_out() -> None:
     bench = Bench()
     under_load(bench, large=QUEUED)
     assert (await bench.ask(remaining_s=10)).model == "medium"
     assert bench.asked() == {"medium": 1}
+
+
+async def test_a_quick_program_may_wait_for_the_slots_of_slow_ones() -> None:
+    bench, pinned = Bench(), replace(HARD, model="large")
+    assert (await bench.ask(1, options=pinned)).error is None  # ran for 10 ms
+    under_load(bench, large=ModelLoad(slots=8, running=8, waiting=(0, 1, 0), service_s=4))
+    assert (await bench.ask(2, options=pinned, remaining_s=5)).error is None
+    assert isinstance((await bench.ask(3, options=pinned, remaining_s=1)).error, Overloaded)
 
 
 async def test_when_every_model_is_too_busy_the_call_is_refused_before_any_work() -> None:

@@ -6,6 +6,7 @@ import json
 import pytest
 from deployment_fakes import app_config, call, link, run_all
 
+from serve_app.adapters.call_scope import current_scope
 from serve_app.adapters.dspy_program import load_program
 from serve_app.adapters.program_answer import Answer
 from serve_app.config import ProgramConfig
@@ -13,7 +14,7 @@ from serve_app.core.clock import ManualClock
 from serve_app.deployments.model_replica import ModelReplica
 from serve_app.deployments.scoring import LOG_EVERY_S, Scoring
 from serve_app.errors import BadOutput
-from serve_app.messages import Level, MetricType
+from serve_app.messages import Level, MetricType, Options
 
 REWARD = "reward_for_tests:echoed"
 
@@ -137,11 +138,12 @@ async def test_without_a_reward_the_records_own_share_is_taken_of_all_answers(tm
     assert len(file.read_text().splitlines()) == 1
 
 
-async def test_the_replica_scores_what_it_answers_and_what_it_cannot_parse() -> None:
-    class Pool:
-        def lm(self, model) -> str:
-            return model.name
+class Pool:
+    def lm(self, model) -> str:
+        return model.name
 
+
+async def test_the_replica_scores_what_it_answers_and_what_it_cannot_parse() -> None:
     class Program:
         version, reward = "v1", None
         config = app_config().programs[0]
@@ -162,6 +164,46 @@ async def test_the_replica_scores_what_it_answers_and_what_it_cannot_parse() -> 
         (MetricType.CONFIDENCE, 0.5)
     ]
     assert [f.samples[0][2] for f in made._telemetry.samples() if f.name == "dspy_bad_output"] == [1]
+
+
+class Cutting:
+    """A program whose LM calls end at the bound; question ``bad`` cannot be parsed then."""
+
+    version, reward = "v1", None
+
+    def __init__(self, level_max_tokens: int | None) -> None:
+        config = app_config().programs[0]
+        full = config.levels.full.model_copy(update={"max_tokens": level_max_tokens})
+        self.config = config.model_copy(update={"levels": config.levels.model_copy(update={"full": full})})
+
+    def takes_batches(self, level) -> bool:
+        return False
+
+    async def run(self, asked, lm) -> Answer:
+        current_scope().is_cut_off = asked.inputs["question"] != "short"
+        if asked.inputs["question"] == "bad":
+            raise BadOutput("?")
+        return Answer({"answer": "x"}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("callers", "levels", "question", "scores"),
+    [
+        (5, None, "long", False),
+        (5, None, "bad", False),
+        (5, 6, "bad", False),
+        (5, None, "short", True),
+        (5, 5, "long", True),
+        (5, 5, "bad", True),
+        (None, 5, "bad", True),
+    ],
+)
+async def test_what_the_callers_own_limit_cut_off_says_nothing_of_the_model(callers, levels, question, scores) -> None:
+    made = link()
+    replica = ModelReplica(app_config().models[0], {"ask": Cutting(levels)}, Pool(), made._telemetry, made)
+    await run_all(replica, call(1, inputs={"question": question}, options=Options(max_tokens=callers)))
+    unparsable = [family.samples for family in made._telemetry.samples() if family.name == "dspy_bad_output"]
+    assert bool(made.scores.sums() or any(unparsable)) is scores
 
 
 @pytest.mark.parametrize(
