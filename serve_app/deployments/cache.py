@@ -29,7 +29,7 @@ from serve_app.deployments.lane import Lane
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.deployments.stage import Chunks, Stage
 from serve_app.errors import DeadlineExceeded, Overloaded, SwitchyardError
-from serve_app.messages import CacheStatus, Call, Result, Snapshot, Usage
+from serve_app.messages import CacheStatus, Call, Priority, Result, Snapshot, Usage
 
 log = logging.getLogger("switchyard.cache")
 
@@ -63,6 +63,7 @@ class Cache:
     ) -> None:
         self.store = AnswerStore(config, clock=clock, unix_clock=unix_clock)
         self._programs = {program.name: program.cache for program in config.programs}
+        self._refresh_s = config.limits.default_deadline_s
         self._refusals = RecentRefusals(clock=clock)
         self._lane = Lane(downstream, resubmit=True)
         self._work = CallTasks(is_remote=self.is_remote)
@@ -111,10 +112,10 @@ class Cache:
         match decision:
             case Decision.FRESH if stored:
                 if refreshes_early(config, call, stored.entry, unix_now, self._draw):
-                    self._start_refresh(call, deadline, old)
+                    self._start_refresh(call, old)
                 return self._hit(call, stored, CacheStatus.HIT)
             case Decision.STALE if stored:
-                self._start_refresh(call, deadline, old)
+                self._start_refresh(call, old)
                 return self._hit(call, stored, CacheStatus.STALE)
             case Decision.UNSATISFIABLE:
                 raise DeadlineExceeded("only-if-cached, and no stored answer may be served", request_id=call.request_id)
@@ -231,12 +232,21 @@ class Cache:
         self._telemetry.shed(refusal.reason, call.options.priority)
         return Result(call.id, error=Overloaded(f"too much traffic: {refusal.reason}", refusal.retry_after_s))
 
-    def _start_refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
-        """Make a new answer in the background, unless one is being made, or would be refused."""
+    def _start_refresh(self, call: Call, old: Entry | None) -> None:
+        """Make a new answer in the background, unless one is being made, or would be refused.
+
+        Nobody waits for it: it has its own time, whatever the caller's, and is the first to give way under pressure.
+        """
         if call.key in self._flights or not may_refresh(call):
             return
-        if self._refusal(call, deadline - self._clock()) is None:
-            self.store.spawn(self._refresh(call, deadline, old))
+        wanted = replace(
+            call,
+            id=f"{call.id}-refresh",
+            remaining_s=self._refresh_s,
+            options=replace(call.options, priority=Priority.SHEDDABLE),
+        )
+        if self._refusal(wanted, wanted.remaining_s) is None:
+            self.store.spawn(self._refresh(wanted, self._clock() + wanted.remaining_s, old))
 
     async def _refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
         result, _ = await self._flights.do(call.key, lambda: self._lead(call, deadline, old), group=call.program)
