@@ -122,7 +122,10 @@ class ModelReplica:
                 return Result(call.id, error=error, attempts=(attempt,), journal=steps)
         attempt = self._attempt(call, Outcome.OK, started, scope)
         self.scoring.answered(call, answer)
-        return Result(call.id, answer.outputs, attempts=(attempt,), confidence=answer.confidence)
+        is_other = bool(call.version) and call.version != program.version
+        return Result(
+            call.id, answer.outputs, attempts=(attempt,), confidence=answer.confidence, is_other_version=is_other
+        )
 
     def _attempt(self, call: Call, outcome: Outcome, started: float, scope: CallScope) -> Attempt:
         usage = scope.usage
