@@ -6,9 +6,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 from serve_app.adapters.redis_store import StoreKey
 from serve_app.adapters.telemetry import Telemetry
@@ -19,6 +20,7 @@ from serve_app.core.cache_policy import Decision, current_ttl_s, decide_entry, e
 from serve_app.core.clock import Clock
 from serve_app.core.deadline import passed_on_s
 from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
+from serve_app.core.flight_terms import Terms
 from serve_app.core.permit import Refusal
 from serve_app.core.recent_refusals import RecentRefusals
 from serve_app.core.stored_answers import Stored, choose, forward_reason, keys_to_read
@@ -71,7 +73,7 @@ class Cache:
         self._clock = clock
         self._unix_clock = unix_clock
         self._draw = draw
-        self._flights: SingleFlight[Result] = SingleFlight()
+        self._flights: SingleFlight[Result] = SingleFlight(serves_all=lambda result: result.error is None)
         link.add_gauges(self._gauges)
         link.on_snapshot(self._heard)
 
@@ -144,30 +146,42 @@ class Cache:
         if not call.key or call.freshness.no_cache:
             return await self._ask_and_keep(call, deadline)
         while True:
-            flight = self._flights.do(call.key, lambda: self._lead(call, deadline, old), group=call.program)
+            flight = self._fly(call, deadline, old)
             try:
                 async with asyncio.timeout(deadline - self._clock()):
-                    result, joined = await flight
+                    result, led = await flight
             except TimeoutError:
                 return _out_of_time(call)
-            if not joined:
+            if led is None:
                 return result
             if not _is_its_own(result.error):
                 return self._share(call, result)
             if refusal := self._refusal(call, deadline - self._clock()):  # at once: else a herd leads one by one
                 return self._refuse(call, refusal)
 
-    async def _lead(self, call: Call, deadline: float, old: Entry | None) -> Result:
+    def _fly(self, call: Call, deadline: float, old: Entry | None) -> Coroutine[Any, Any, tuple[Result, Terms | None]]:
+        """Join a flight or lead one; a call that may not ask joins whatever there is."""
+        terms = Terms(call.options.priority)
+        may_ask = self._refusal(call, deadline - self._clock()) is None
+        may_join = terms.may_join if may_ask else lambda _: True
+        make = partial(self._lead, call, deadline, old)
+        return self._flights.do(call.key, make, terms, may_join=may_join, group=call.program)
+
+    async def _lead(self, call: Call, deadline: float, old: Entry | None, is_beside: bool) -> Result:  # noqa: FBT001 - a ``Make``
         """An answer for all who wait for it here: from whoever makes it elsewhere, else made now, and kept.
 
-        A call that may not ask makes nobody elsewhere wait for it.
+        A call that may not ask makes nobody elsewhere wait for it. One beside another flight would wait for that one's
+        lease, and asks without.
         """
+        if is_beside:
+            return await self._ask_and_keep(call, deadline)
         remaining_s = deadline - self._clock()
         refusal = self._refusal(call, remaining_s)
-        look = self.store.elsewhere.joined if refusal else self.store.elsewhere.turn
+        where, newer, elsewhere = StoreKey(call.program, call.key), self._newer(call, old), self.store.elsewhere
+        look = elsewhere.joined(where, newer) if refusal else elsewhere.turn(where, newer, call.options.priority)
         try:
             async with asyncio.timeout(remaining_s):
-                turn = await look(StoreKey(call.program, call.key), self._newer(call, old))
+                turn = await look
         except TimeoutError:
             return _out_of_time(call)
         if turn.answer is not None:
@@ -249,7 +263,7 @@ class Cache:
             self.store.spawn(self._refresh(wanted, self._clock() + wanted.remaining_s, old))
 
     async def _refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
-        result, _ = await self._flights.do(call.key, lambda: self._lead(call, deadline, old), group=call.program)
+        result, _ = await self._fly(call, deadline, old)
         if result.error is not None and not isinstance(result.error, Overloaded):
             log.warning("cache.refresh_failed", extra={"program": call.program, "error": result.error.code})
 
