@@ -30,7 +30,7 @@ from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.lane import Lane
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.deployments.stage import Chunks, Stage
-from serve_app.errors import DeadlineExceeded, Overloaded, SwitchyardError
+from serve_app.errors import DeadlineExceeded, Overloaded
 from serve_app.messages import CacheStatus, Call, Priority, Result, Snapshot, Usage
 
 log = logging.getLogger("switchyard.cache")
@@ -145,8 +145,9 @@ class Cache:
         """An answer newer than ``old``, shared with identical calls in flight; each keeps its own deadline."""
         if not call.key or call.freshness.no_cache:
             return await self._ask_and_keep(call, deadline)
+        again = False
         while True:
-            flight = self._fly(call, deadline, old)
+            flight = self._fly(call, deadline, old, again=again)
             try:
                 async with asyncio.timeout(deadline - self._clock()):
                     result, led = await flight
@@ -154,16 +155,24 @@ class Cache:
                 return _out_of_time(call)
             if led is None:
                 return result
-            if not _is_its_own(result.error):
+            if result.error is None or not self._terms(call, deadline).asks_after(result.error, led):
                 return self._share(call, result)
             if refusal := self._refusal(call, deadline - self._clock()):  # at once: else a herd leads one by one
                 return self._refuse(call, refusal)
+            again = True
 
-    def _fly(self, call: Call, deadline: float, old: Entry | None) -> Coroutine[Any, Any, tuple[Result, Terms | None]]:
+    def _terms(self, call: Call, deadline: float) -> Terms:
+        return Terms(call.options.priority, self._clock(), deadline)
+
+    def _fly(
+        self, call: Call, deadline: float, old: Entry | None, *, again: bool = False
+    ) -> Coroutine[Any, Any, tuple[Result, Terms | None]]:
         """Join a flight or lead one; a call that may not ask joins whatever there is."""
-        terms = Terms(call.options.priority)
-        may_ask = self._refusal(call, deadline - self._clock()) is None
-        may_join = terms.may_join if may_ask else lambda _: True
+        terms, may_ask = self._terms(call, deadline), self._refusal(call, deadline - self._clock()) is None
+
+        def may_join(led: Terms) -> bool:
+            return not may_ask or terms.may_join(led, again=again)
+
         make = partial(self._lead, call, deadline, old)
         return self._flights.do(call.key, make, terms, may_join=may_join, group=call.program)
 
@@ -277,11 +286,6 @@ class Cache:
         counts = self._telemetry.cache
         self.store.count(counts)
         return counts.gauges() | {"cache_in_flight": len(self._flights)}
-
-
-def _is_its_own(error: SwitchyardError | None) -> bool:
-    """Whether a call failed by its own deadline, priority or want of room, which are not those of who joined it."""
-    return isinstance(error, DeadlineExceeded) or type(error) is Overloaded
 
 
 def _shared(call: Call, result: Result) -> Result:

@@ -109,6 +109,7 @@ async def test_each_caller_of_one_answer_has_a_deadline_of_its_own() -> None:
     bench = Bench(answer)
     patient = asyncio.create_task(bench.ask(call(1, remaining_s=30.0)))
     await settle()
+    bench.clock.advance(30.0 - TICK_S)
     hasty = await asyncio.wait_for(bench.ask(call(1, id="hasty", remaining_s=TICK_S)), 5)
     assert isinstance(hasty.error, DeadlineExceeded)
     gate.set()

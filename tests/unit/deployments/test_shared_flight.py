@@ -314,14 +314,16 @@ async def test_a_worse_call_follows_a_better_one_of_another_replica(replicas, mo
     assert model.calls == 1
 
 
-async def test_a_better_call_does_not_wait_for_the_lease_of_a_worse_one_beside_it(replicas, model, client) -> None:
-    shed = asking(replicas[0], call(1, options=SHEDDABLE))
+@pytest.mark.parametrize("changes", [{"options": CRITICAL}, {"options": SHEDDABLE, "remaining_s": 5.0}])
+async def test_a_call_does_not_wait_for_the_lease_of_the_flight_beside_its_own(
+    changes, replicas, model, client
+) -> None:
+    patient = asking(replicas[0], call(1, options=SHEDDABLE))
     await until(lambda: holds_lease(client))
-    vital = asking(replicas[0], call(1, id="vital", options=CRITICAL))
-    await until(lambda: asked(model, 2))
-    assert not await follows(replicas[0])
+    beside = asking(replicas[0], call(1, id="beside", **changes))
+    await until(lambda: asked(model, 2), 4)
     model.gate.set()
-    assert {(await shed)["c1"].error, (await vital)["vital"].error} == {None}
+    assert {(await patient)["c1"].error, (await beside)["beside"].error} == {None}
 
 
 async def test_a_cache_without_peers_takes_no_lease(replicas, model, client) -> None:

@@ -9,7 +9,7 @@ from serve_app.core.flight_terms import Terms
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.messages import Priority
 
-BEST, WORST = Terms(Priority.CRITICAL), Terms(Priority.SHEDDABLE)
+BEST, WORST = Terms(Priority.CRITICAL, 0.0, 10.0), Terms(Priority.SHEDDABLE, 0.0, 10.0)
 
 
 class Flights(SingleFlight[str]):
