@@ -195,6 +195,7 @@ class Call:
         trace: the span that this call is part of; ``None`` when nobody traces it.
         shed: what it is told in place of asking a model: the ingress has no room for it, yet a cache may know.
         together: whether its program answers many calls at once, which is worth more than an even load.
+        version: of the program that its keys are of; ``""`` where nobody says so.
     """
 
     id: str
@@ -213,6 +214,7 @@ class Call:
     trace: TraceContext | None = None
     shed: Refusal | None = None
     together: bool = False
+    version: str = ""
 
     def key_at(self, level: Level) -> str:
         """Key of an answer of that level to this call; ``""`` when it is not known."""
@@ -275,6 +277,8 @@ class Result:
         saved_cost_usd: what a stored or shared answer cost when it was made.
         saved_s: how long that took.
         level_reason: what holds a level below full, at the moment of the call.
+        is_other_version: whether another version of the program made it than the call's keys are of, as happens while
+            replicas are replaced one by one; such an answer is given and never stored.
     """
 
     id: str
@@ -295,6 +299,7 @@ class Result:
     saved_s: float = 0.0
     fresh_for_s: float | None = None
     forwarded: str = ""
+    is_other_version: bool = False
 
 
 class MetricType(StrEnum):

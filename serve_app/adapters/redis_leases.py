@@ -33,11 +33,13 @@ class Seen(NamedTuple):
         is_ours: whether the lease asked for was taken.
         is_leased: whether anybody has a lease.
         answer: the answer's bytes, where there is one.
+        token: of whoever has the lease, when only looked at.
     """
 
     is_ours: bool
     is_leased: bool
     answer: bytes | None
+    token: bytes = b""
 
 
 class RedisLeases:
@@ -110,7 +112,7 @@ class RedisLeases:
         self._generations.learn(zip(programs, found, strict=False))
         leases, answers = found[len(programs) :: 2], found[len(programs) + 1 :: 2]
         return [
-            Seen(is_ours=False, is_leased=lease is not None, answer=self._generations.open(where, data))
+            Seen(False, lease is not None, self._generations.open(where, data), lease or b"")
             for where, lease, data in zip(wanted, leases, answers, strict=True)
         ]
 

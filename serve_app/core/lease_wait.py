@@ -4,6 +4,8 @@
     ────────────────────  ──────────────────────────────────────────────────────────────────────────────────────
     the answer            takes it
     the lease             waits on: a tenth of what it has waited so far, within ``MIN_PAUSE_S`` and ``MAX_PAUSE_S``
+    … of one who asks     goes on as if there were neither: it would wait at the other's place in every queue
+    at a worse priority
     neither               claims the lease itself; after ``MAX_LEADERS`` it makes the answer without one
     no store              makes the answer by itself
 

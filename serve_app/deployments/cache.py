@@ -6,9 +6,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 from serve_app.adapters.redis_store import StoreKey
 from serve_app.adapters.telemetry import Telemetry
@@ -19,6 +20,7 @@ from serve_app.core.cache_policy import Decision, current_ttl_s, decide_entry, e
 from serve_app.core.clock import Clock
 from serve_app.core.deadline import passed_on_s
 from serve_app.core.early_refresh import Draw, may_refresh, refreshes_early
+from serve_app.core.flight_terms import Terms
 from serve_app.core.permit import Refusal
 from serve_app.core.recent_refusals import RecentRefusals
 from serve_app.core.stored_answers import Stored, choose, forward_reason, keys_to_read
@@ -28,8 +30,8 @@ from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.lane import Lane
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.deployments.stage import Chunks, Stage
-from serve_app.errors import DeadlineExceeded, Overloaded, SwitchyardError
-from serve_app.messages import CacheStatus, Call, Result, Snapshot, Usage
+from serve_app.errors import DeadlineExceeded, Overloaded
+from serve_app.messages import CacheStatus, Call, Priority, Result, Snapshot, Usage
 
 log = logging.getLogger("switchyard.cache")
 
@@ -63,6 +65,7 @@ class Cache:
     ) -> None:
         self.store = AnswerStore(config, clock=clock, unix_clock=unix_clock)
         self._programs = {program.name: program.cache for program in config.programs}
+        self._refresh_s = config.limits.default_deadline_s
         self._refusals = RecentRefusals(clock=clock)
         self._lane = Lane(downstream, resubmit=True)
         self._work = CallTasks(is_remote=self.is_remote)
@@ -70,7 +73,7 @@ class Cache:
         self._clock = clock
         self._unix_clock = unix_clock
         self._draw = draw
-        self._flights: SingleFlight[Result] = SingleFlight()
+        self._flights: SingleFlight[Result] = SingleFlight(serves_all=lambda result: result.error is None)
         link.add_gauges(self._gauges)
         link.on_snapshot(self._heard)
 
@@ -111,10 +114,10 @@ class Cache:
         match decision:
             case Decision.FRESH if stored:
                 if refreshes_early(config, call, stored.entry, unix_now, self._draw):
-                    self._start_refresh(call, deadline, old)
+                    self._start_refresh(call, old)
                 return self._hit(call, stored, CacheStatus.HIT)
             case Decision.STALE if stored:
-                self._start_refresh(call, deadline, old)
+                self._start_refresh(call, old)
                 return self._hit(call, stored, CacheStatus.STALE)
             case Decision.UNSATISFIABLE:
                 raise DeadlineExceeded("only-if-cached, and no stored answer may be served", request_id=call.request_id)
@@ -142,31 +145,52 @@ class Cache:
         """An answer newer than ``old``, shared with identical calls in flight; each keeps its own deadline."""
         if not call.key or call.freshness.no_cache:
             return await self._ask_and_keep(call, deadline)
+        again = False
         while True:
-            flight = self._flights.do(call.key, lambda: self._lead(call, deadline, old), group=call.program)
+            flight = self._fly(call, deadline, old, again=again)
             try:
                 async with asyncio.timeout(deadline - self._clock()):
-                    result, joined = await flight
+                    result, led = await flight
             except TimeoutError:
                 return _out_of_time(call)
-            if not joined:
+            if led is None:
                 return result
-            if not _is_its_own(result.error):
+            if result.error is None or not self._terms(call, deadline).asks_after(result.error, led):
                 return self._share(call, result)
             if refusal := self._refusal(call, deadline - self._clock()):  # at once: else a herd leads one by one
                 return self._refuse(call, refusal)
+            again = True
 
-    async def _lead(self, call: Call, deadline: float, old: Entry | None) -> Result:
+    def _terms(self, call: Call, deadline: float) -> Terms:
+        return Terms(call.options.priority, self._clock(), deadline)
+
+    def _fly(
+        self, call: Call, deadline: float, old: Entry | None, *, again: bool = False
+    ) -> Coroutine[Any, Any, tuple[Result, Terms | None]]:
+        """Join a flight or lead one; a call that may not ask joins whatever there is."""
+        terms, may_ask = self._terms(call, deadline), self._refusal(call, deadline - self._clock()) is None
+
+        def may_join(led: Terms) -> bool:
+            return not may_ask or terms.may_join(led, again=again)
+
+        make = partial(self._lead, call, deadline, old)
+        return self._flights.do(call.key, make, terms, may_join=may_join, group=call.program)
+
+    async def _lead(self, call: Call, deadline: float, old: Entry | None, is_beside: bool) -> Result:  # noqa: FBT001 - a ``Make``
         """An answer for all who wait for it here: from whoever makes it elsewhere, else made now, and kept.
 
-        A call that may not ask makes nobody elsewhere wait for it.
+        A call that may not ask makes nobody elsewhere wait for it. One beside another flight would wait for that one's
+        lease, and asks without.
         """
+        if is_beside:
+            return await self._ask_and_keep(call, deadline)
         remaining_s = deadline - self._clock()
         refusal = self._refusal(call, remaining_s)
-        look = self.store.elsewhere.joined if refusal else self.store.elsewhere.turn
+        where, newer, elsewhere = StoreKey(call.program, call.key), self._newer(call, old), self.store.elsewhere
+        look = elsewhere.joined(where, newer) if refusal else elsewhere.turn(where, newer, call.options.priority)
         try:
             async with asyncio.timeout(remaining_s):
-                turn = await look(StoreKey(call.program, call.key), self._newer(call, old))
+                turn = await look
         except TimeoutError:
             return _out_of_time(call)
         if turn.answer is not None:
@@ -231,15 +255,24 @@ class Cache:
         self._telemetry.shed(refusal.reason, call.options.priority)
         return Result(call.id, error=Overloaded(f"too much traffic: {refusal.reason}", refusal.retry_after_s))
 
-    def _start_refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
-        """Make a new answer in the background, unless one is being made, or would be refused."""
+    def _start_refresh(self, call: Call, old: Entry | None) -> None:
+        """Make a new answer in the background, unless one is being made, or would be refused.
+
+        Nobody waits for it: it has its own time, whatever the caller's, and is the first to give way under pressure.
+        """
         if call.key in self._flights or not may_refresh(call):
             return
-        if self._refusal(call, deadline - self._clock()) is None:
-            self.store.spawn(self._refresh(call, deadline, old))
+        wanted = replace(
+            call,
+            id=f"{call.id}-refresh",
+            remaining_s=self._refresh_s,
+            options=replace(call.options, priority=Priority.SHEDDABLE),
+        )
+        if self._refusal(wanted, wanted.remaining_s) is None:
+            self.store.spawn(self._refresh(wanted, self._clock() + wanted.remaining_s, old))
 
     async def _refresh(self, call: Call, deadline: float, old: Entry | None) -> None:
-        result, _ = await self._flights.do(call.key, lambda: self._lead(call, deadline, old), group=call.program)
+        result, _ = await self._fly(call, deadline, old)
         if result.error is not None and not isinstance(result.error, Overloaded):
             log.warning("cache.refresh_failed", extra={"program": call.program, "error": result.error.code})
 
@@ -253,11 +286,6 @@ class Cache:
         counts = self._telemetry.cache
         self.store.count(counts)
         return counts.gauges() | {"cache_in_flight": len(self._flights)}
-
-
-def _is_its_own(error: SwitchyardError | None) -> bool:
-    """Whether a call failed by its own deadline, priority or want of room, which are not those of who joined it."""
-    return isinstance(error, DeadlineExceeded) or type(error) is Overloaded
 
 
 def _shared(call: Call, result: Result) -> Result:

@@ -214,6 +214,7 @@ class Ingress:
             freshness=freshness,
             trace=current_trace(),
             together=known.takes_batches(level),
+            version=known.version,
         )
 
     def _keys(self, program: Program, level: Level, inputs: Mapping[str, Any], options: Options) -> tuple[str, ...]:

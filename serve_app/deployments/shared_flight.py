@@ -3,6 +3,8 @@
 Followers poll rather than subscribe: one MGET for all of them serves clusters and sentinels alike, needs no connection
 of its own that may go silent, and sees what a lost message would have said. Claims made in one turn of the loop travel
 together. Without a store everybody's turn comes at once.
+
+A lease says at which priority its holder asks, so that nobody follows one who goes after them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from serve_app.adapters.redis_leases import Lease, RedisLeases, Seen
 from serve_app.adapters.redis_store import StoreKey
 from serve_app.core.clock import Clock
 from serve_app.core.lease_wait import LEASE_S, MIN_PAUSE_S, RENEW_S, may_claim, pause_s
+from serve_app.messages import PRIORITIES, Priority
 
 T = TypeVar("T")
 Read = Callable[[bytes], T | None]
@@ -74,11 +77,14 @@ class SharedFlights(Generic[T]):
         self._followers: dict[_Follower, None] = {}
         self._is_renewing = self._is_looking = False
 
-    async def turn(self, where: StoreKey, read: Read[T]) -> Turn[T]:
-        """Wait until another process has made the answer, or until it is to be made here."""
+    async def turn(self, where: StoreKey, read: Read[T], priority: Priority) -> Turn[T]:
+        """Wait until another process has made the answer, or until it is to be made here.
+
+        One whose holder asks at a worse ``priority`` is not waited for.
+        """
         followed = 0
         while self._leases() is not None and may_claim(followed):
-            lease = Lease(where, f"{self._prefix}-{next(self._numbers)}")
+            lease = Lease(where, f"{self._prefix}-{next(self._numbers)}-{priority}")
             seen = await self._claim(lease)
             if seen is None:
                 break
@@ -89,7 +95,7 @@ class SharedFlights(Generic[T]):
                 return Turn(answer, has_waited=followed > 0)
             if seen.is_ours:
                 return Turn(lease=self._hold(lease), has_waited=followed > 0)
-            answer = await self._follow(where, read)
+            answer = await self._follow(where, read, priority)
             if answer is not None:
                 return Turn(answer, has_waited=True)
             followed += 1
@@ -97,7 +103,7 @@ class SharedFlights(Generic[T]):
 
     async def joined(self, where: StoreKey, read: Read[T]) -> Turn[T]:
         """The answer, if another process is making it; for one whose turn to make it does not come."""
-        answer = await self._follow(where, read) if self._leases() is not None else None
+        answer = await self._follow(where, read, PRIORITIES[-1]) if self._leases() is not None else None
         return Turn(answer, has_waited=answer is not None)
 
     async def release(self, leases: Sequence[Lease]) -> None:
@@ -156,8 +162,11 @@ class SharedFlights(Generic[T]):
 
     # ── followers ────────────────────────────────────────────────────────────────────────────────────
 
-    async def _follow(self, where: StoreKey, read: Read[T]) -> T | None:
-        """The answer another process makes; ``None`` once its lease has ended without one, or the store is gone."""
+    async def _follow(self, where: StoreKey, read: Read[T], priority: Priority) -> T | None:
+        """The answer another process makes, at that priority or a better one.
+
+        ``None`` once its lease has ended without one, or the store is gone.
+        """
         since = self._clock()
         while True:
             due = self._clock() + pause_s(self._clock() - since)
@@ -171,7 +180,7 @@ class SharedFlights(Generic[T]):
             finally:
                 self._followers.pop(follower, None)
             answer = read(seen.answer) if seen is not None and seen.answer is not None else None
-            if answer is not None or seen is None or not seen.is_leased:
+            if answer is not None or seen is None or not seen.is_leased or seen.token.endswith(_worse(priority)):
                 return answer
 
     async def _look(self) -> None:
@@ -196,3 +205,8 @@ class SharedFlights(Generic[T]):
         for follower in looking:
             if not follower.seen.done():
                 follower.seen.set_result(replies.get(follower.where))
+
+
+def _worse(priority: Priority) -> tuple[bytes, ...]:
+    """How tokens end whose holders ask after a call of that priority."""
+    return tuple(f"-{each}".encode() for each in PRIORITIES[PRIORITIES.index(priority) + 1 :])

@@ -9,8 +9,9 @@ from deployment_fakes import call, failed, ok, run_all, settle
 from test_cache_stage import TTL_S, Bench, FakeRedis
 
 from serve_app.adapters.redis_store import RedisStats
+from serve_app.core.deadline import passed_on_s
 from serve_app.errors import DeadlineExceeded
-from serve_app.messages import CacheStatus, Freshness, Outcome
+from serve_app.messages import CacheStatus, Freshness, Options, Outcome, Priority
 
 TICK_S = 0.02
 
@@ -28,12 +29,37 @@ async def test_a_call_that_nobody_answers_ends_at_its_deadline(freshness) -> Non
     assert bench.stage.cancelled == ["c1"]
 
 
-async def test_a_refresh_that_nobody_answers_ends_at_its_callers_deadline() -> None:
+async def test_a_refresh_goes_on_past_the_deadline_of_the_hit_that_started_it() -> None:
+    gate = asyncio.Event()
+    gate.set()
+
+    async def answer(asked):
+        await gate.wait()
+        return ok(asked)
+
+    bench = Bench(answer, stale_while_revalidate_s=50)
+    await bench.ask(call(1))
+    gate.clear()
+    bench.advance(TTL_S + 1)
+    hasty = call(1, remaining_s=TICK_S, options=Options(priority=Priority.CRITICAL, model="large"))
+    assert (await bench.ask(hasty)).cache is CacheStatus.STALE
+    await asyncio.sleep(2 * TICK_S)
+    refresh = bench.stage.calls[-1]
+    assert refresh.remaining_s == pytest.approx(passed_on_s(bench.config.limits.default_deadline_s))
+    assert refresh.options == Options(priority=Priority.SHEDDABLE, model="large")
+    gate.set()
+    await settle()
+    assert (await bench.ask(hasty)).cache is CacheStatus.HIT
+    assert (len(bench.stage.calls), bench.stage.cancelled) == (2, [])
+
+
+async def test_a_refresh_that_nobody_answers_ends_in_its_own_time() -> None:
     answers = [ok, forever]
     bench = Bench(lambda asked: answers.pop(0)(asked), stale_while_revalidate_s=50)  # noqa: PLW0108 - popped at each call
+    bench.cache._refresh_s = TICK_S
     await bench.ask(call(1))
     bench.advance(TTL_S + 1)
-    assert (await bench.ask(call(1, remaining_s=TICK_S))).cache is CacheStatus.STALE
+    assert (await bench.ask(call(1))).cache is CacheStatus.STALE
     async with asyncio.timeout(5):
         await asyncio.gather(*bench.cache.store._tasks)
     assert len(bench.cache._flights) == 0
@@ -83,6 +109,7 @@ async def test_each_caller_of_one_answer_has_a_deadline_of_its_own() -> None:
     bench = Bench(answer)
     patient = asyncio.create_task(bench.ask(call(1, remaining_s=30.0)))
     await settle()
+    bench.clock.advance(30.0 - TICK_S)
     hasty = await asyncio.wait_for(bench.ask(call(1, id="hasty", remaining_s=TICK_S)), 5)
     assert isinstance(hasty.error, DeadlineExceeded)
     gate.set()

@@ -96,10 +96,10 @@ def rounds(bench: Bench) -> Counter[str]:
     """Counts from now on how often calls lead or join, by key; a thousand times are too often."""
     counted, do = Counter(), bench.cache._flights.do
 
-    def counting(key, make, **options):
+    def counting(key, *arguments, **options):
         counted[key] += 1
         assert counted[key] < 1000, "it goes in circles"
-        return do(key, make, **options)
+        return do(key, *arguments, **options)
 
     bench.cache._flights.do = counting
     return counted

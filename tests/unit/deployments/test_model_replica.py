@@ -119,6 +119,12 @@ async def test_no_more_calls_run_than_there_are_slots_and_the_rest_wait_here() -
     assert (program.most, made.slots.queue.waiting) == (3, 0)
 
 
+@pytest.mark.parametrize(("asked_for", "is_other"), [("v1", False), ("v2", True), ("", False)])
+async def test_an_answer_says_when_its_program_is_not_the_version_that_was_asked_for(asked_for, is_other) -> None:
+    made, _ = replica()
+    assert (await run_all(made, call(1, version=asked_for)))["c1"].is_other_version is is_other
+
+
 async def test_expired_work_is_never_started() -> None:
     made, program = replica()
     result = (await run_all(made, call(1, remaining_s=0)))["c1"]

@@ -14,7 +14,7 @@ from serve_app.adapters.redis_store import RedisStore, StoreKey
 from serve_app.core.permit import Refusal
 from serve_app.deployments.cache import Cache
 from serve_app.errors import DeadlineExceeded, Overloaded
-from serve_app.messages import CacheStatus, Freshness, Outcome, Result
+from serve_app.messages import CacheStatus, Freshness, Options, Outcome, Priority, Result
 
 LEASE = "{switchyard:ask:key1}:lease"
 
@@ -273,7 +273,8 @@ async def test_what_was_made_between_the_look_and_the_claim_is_not_made_again(re
     model.gate.set()
     await run_all(replicas[0], call(1))
     await until(lambda: is_idle(replicas[0]))
-    turn = await replicas[1].store.elsewhere.turn(StoreKey("ask", "key1"), replicas[1]._newer(call(1), None))
+    newer = replicas[1]._newer(call(1), None)
+    turn = await replicas[1].store.elsewhere.turn(StoreKey("ask", "key1"), newer, Priority.DEFAULT)
     assert turn.answer is not None
     assert turn.lease is None
 
@@ -286,6 +287,43 @@ async def test_a_caller_with_max_age_gets_no_answer_older_than_that_from_another
     result = (await run_all(replicas[1], call(1, freshness=Freshness(max_age_s=10))))["c1"]
     assert result.cache is CacheStatus.MISS
     assert model.calls == 2
+
+
+SHEDDABLE, CRITICAL = Options(priority=Priority.SHEDDABLE), Options(priority=Priority.CRITICAL)
+
+
+async def test_a_better_call_does_not_follow_a_worse_one_of_another_replica(replicas, model, client) -> None:
+    shed = asking(replicas[0], call(1, options=SHEDDABLE))
+    await until(lambda: holds_lease(client))
+    vital = asking(replicas[1], *calls(20, options=CRITICAL))
+    await until(lambda: asked(model, 2))
+    model.gate.set()
+    assert {result.error for result in (await vital).values()} == {None}
+    assert (await shed)["c1"].error is None
+    assert model.calls == 2
+
+
+async def test_a_worse_call_follows_a_better_one_of_another_replica(replicas, model, client) -> None:
+    vital = asking(replicas[0], call(1, options=CRITICAL))
+    await until(lambda: holds_lease(client))
+    shed = asking(replicas[1], call(1, options=SHEDDABLE))
+    await until(lambda: follows(replicas[1]))
+    await asyncio.sleep(0.05)
+    model.gate.set()
+    assert [(await task)["c1"].cache for task in (vital, shed)] == [CacheStatus.MISS, CacheStatus.COALESCED]
+    assert model.calls == 1
+
+
+@pytest.mark.parametrize("changes", [{"options": CRITICAL}, {"options": SHEDDABLE, "remaining_s": 5.0}])
+async def test_a_call_does_not_wait_for_the_lease_of_the_flight_beside_its_own(
+    changes, replicas, model, client
+) -> None:
+    patient = asking(replicas[0], call(1, options=SHEDDABLE))
+    await until(lambda: holds_lease(client))
+    beside = asking(replicas[0], call(1, id="beside", **changes))
+    await until(lambda: asked(model, 2), 4)
+    model.gate.set()
+    assert {(await patient)["c1"].error, (await beside)["beside"].error} == {None}
 
 
 async def test_a_cache_without_peers_takes_no_lease(replicas, model, client) -> None:
