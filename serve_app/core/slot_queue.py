@@ -2,8 +2,9 @@
 
     a call comes                       it
     a slot is free                     starts
-    ``max_waiting`` is reached *       is refused: queue_full
     its expected wait is too long *    is refused: deadline           (``serve_app.core.expected_wait``)
+    ``max_waiting`` is reached *       takes the place of the last call of the worst class below its own, which is
+                                       refused: queue_full; where there is none, it is itself
     otherwise                          waits
 
     * each priority has its share of both bounds
@@ -145,10 +146,23 @@ class SlotQueue:
         service_s = self.service_s
         before = sum(len(self._waiting[each]) for each in PRIORITIES[: PRIORITIES.index(priority) + 1])
         wait_s = expected_wait_s(self.running + before, self._slots, service_s)
+        if late := too_late(priority, remaining_s, wait_s, self.run_s(program)):
+            return late
         waiting, room = self.waiting, room_for(priority, self._max_waiting)
-        if waiting >= room:
-            return refuse((waiting - room + 1) * service_s / self._slots if service_s else None, "queue_full")
-        return too_late(priority, remaining_s, wait_s, self.run_s(program))
+        if waiting < room:
+            return None
+        full = refuse((waiting - room + 1) * service_s / self._slots if service_s else None, "queue_full")
+        return None if waiting == room and self._makes_room(priority, full) else full
+
+    def _makes_room(self, priority: Priority, full: Refusal) -> bool:
+        """Drop the last call of the worst class below ``priority``; False where none waits."""
+        for worse in reversed(PRIORITIES[PRIORITIES.index(priority) + 1 :]):
+            if self._waiting[worse]:
+                place, _ = self._waiting[worse].popitem()
+                place._drop(full)  # noqa: SLF001 - two halves of one thing
+                self.lost.note()
+                return True
+        return False
 
     def _advance(self) -> None:
         """Start as many calls as there are free slots."""

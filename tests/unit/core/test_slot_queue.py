@@ -145,6 +145,30 @@ def test_each_priority_may_fill_its_share_of_the_queue(clock, priority, room) ->
     assert {refusal.reason for refusal in refusals if refusal} == {"queue_full"}
 
 
+def test_in_a_full_queue_a_better_call_takes_the_place_of_the_last_of_the_worst(clock) -> None:
+    calls = Calls(SlotQueue(1, 4, clock=clock))
+    for name, priority in [("running", DEFAULT), ("s1", SHEDDABLE), ("s2", SHEDDABLE), ("d1", DEFAULT)]:
+        assert calls.come(name, priority) is None
+    assert calls.come("d2", DEFAULT) is None, "in place of s2"
+    assert calls.come("c1", CRITICAL) is None, "in the room that is kept for it"
+    assert calls.come("d3", DEFAULT).reason == "queue_full", "one place more would not do"
+    assert calls.come("c2", CRITICAL) is None, "in place of s1"
+    assert calls.come("c3", CRITICAL) is None, "in place of d2"
+    assert calls.dropped == dict.fromkeys(("s2", "s1", "d2"), "queue_full")
+    assert calls.queue.waiting == 4
+    for name in ("c4", "c5"):
+        refusal = calls.come(name, CRITICAL)
+    assert refusal.reason == "queue_full", "there are only critical calls"
+
+
+def test_nobody_gives_way_to_a_call_that_would_come_too_late_itself(clock) -> None:
+    calls = known_service(clock, SlotQueue(1, 2, clock=clock), seconds=5)
+    for name in ("s1", "s2"):
+        calls.come(name, DEFAULT)
+    assert calls.come("vital", CRITICAL, remaining_s=6).reason == "deadline"
+    assert not calls.dropped
+
+
 def test_a_flood_of_a_lower_class_leaves_a_critical_call_its_place_and_its_turn(clock) -> None:
     calls = known_service(clock, SlotQueue(4, 100, clock=clock), seconds=1)
     for n in range(500):
