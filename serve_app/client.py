@@ -28,7 +28,7 @@ from ray.serve.exceptions import (
 
 from serve_app.adapters.loop_thread import LoopThread
 from serve_app.adapters.tracing import trace_headers
-from serve_app.bulk.attempt import RETRIED, Retries
+from serve_app.bulk.attempt import Retries, is_worth_retrying
 from serve_app.bulk.pool import as_finished
 from serve_app.errors import (
     ClientClosed,
@@ -64,7 +64,8 @@ class Predicted:
     @property
     def is_retryable(self) -> bool:
         """Whether the same call may succeed later."""
-        return self.error is not None and self.error.status in RETRIED
+        error = self.error
+        return error is not None and is_worth_retrying(error.status, [each.outcome for each in error.attempts])
 
     @property
     def retry_after_s(self) -> float | None:
@@ -147,7 +148,7 @@ class Client:
             program: name of the program.
             rows: inputs by name, read as they are needed.
             concurrency: calls in work at once.
-            retry_for_s: seconds for which a call that is refused (429, 503) is made again.
+            retry_for_s: seconds for which a call that is refused (429, 503) or never ran in its time is made again.
 
         Raises:
             ValueError: ``concurrency`` is below 1; at once, not when the first row is asked for.

@@ -5,16 +5,33 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
+from serve_app.messages import Outcome as Attempted
+
 RETRIED: Final = frozenset({429, 503})
 """Statuses after which asking again may help: refused, or no model could answer."""
+TOO_LATE: Final = 504
 FIRST_WAIT_S: Final = 0.5
 MAX_WAIT_S: Final = 30.0
 JITTER: Final = 0.25
 UNREACHABLE: Final = "unreachable"
+
+
+def is_worth_retrying(status: int, outcomes: Collection[object]) -> bool:
+    """Whether a call that failed may succeed later.
+
+    One whose time was over before any model ran it may: it waited in vain, and nothing was paid for it. One that models
+    had at work would take as long again.
+
+    Args:
+        status: of the HTTP reply, or of the error.
+        outcomes: of the call's attempts.
+    """
+    never_ran = bool(outcomes) and all(outcome == Attempted.REJECTED for outcome in outcomes)
+    return status in RETRIED or (status == TOO_LATE and never_ran)
 
 
 class Outcome(Protocol):

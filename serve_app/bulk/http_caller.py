@@ -12,7 +12,7 @@ from urllib.parse import quote, urljoin
 import aiohttp
 from pydantic_core import from_json
 
-from serve_app.bulk.attempt import RETRIED, UNREACHABLE, Answer, Failure
+from serve_app.bulk.attempt import UNREACHABLE, Answer, Failure, is_worth_retrying
 from serve_app.bulk.rows import Row
 from serve_app.errors import ConfigError
 from serve_app.messages import Priority
@@ -128,11 +128,18 @@ def _failure(status: int, headers: Mapping[str, str], raw: bytes) -> Failure:
     """What the application says is wrong, or what another's reply in its place comes to."""
     if problem := _problem(headers, raw):
         detail = str(problem.get("detail") or f"HTTP status {status}")
-        return Failure(problem["code"], detail, status in RETRIED, _retry_after_s(headers, problem))
+        is_retryable = is_worth_retrying(status, _outcomes(problem))
+        return Failure(problem["code"], detail, is_retryable, _retry_after_s(headers, problem))
     said, retry_after_s = f"HTTP status {status}: {_first_words(raw)}", _retry_after_s(headers, {})
     if status in ABSENT:
         return Failure(UNREACHABLE, f"no Switchyard application is there ({said})", True, retry_after_s)
-    return Failure(f"http_{status}", said, status in RETRIED, retry_after_s)
+    return Failure(f"http_{status}", said, is_worth_retrying(status, ()), retry_after_s)
+
+
+def _outcomes(problem: Mapping[str, Any]) -> list[object]:
+    """How the call's attempts ended, as the application says."""
+    attempts = problem.get("attempts")
+    return [each.get("outcome") for each in attempts if isinstance(each, dict)] if isinstance(attempts, list) else []
 
 
 def _problem(headers: Mapping[str, str], raw: bytes) -> dict[str, Any]:

@@ -88,6 +88,28 @@ async def test_a_refused_row_is_asked_again(tmp_path, status) -> None:
     assert "outputs" in written(tmp_path)[2]
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "times"), [(["rejected", "rejected"], 3), (["rejected", "timeout"], 1), ([], 1), ("nonsense", 1)]
+)
+async def test_a_row_that_waited_in_vain_is_asked_again_and_one_that_ran_out_of_time_is_not(
+    tmp_path, outcomes, times
+) -> None:
+    problem = {"code": "deadline_exceeded", "detail": "late", "attempts": [{"outcome": each} for each in outcomes]}
+
+    def answers(ticket: str, tries: int):
+        return answered(ticket, tries) if ticket != "b" or tries > 2 else (504, problem, {})
+
+    server = BulkServer(answers)
+    async with server.running() as url:
+        await bulk(tmp_path, url, retries=Retries(100, sleep=no_wait)).run(Tally(io.StringIO()))
+    assert server.asked["b"] == times
+    assert ("outputs" in written(tmp_path)[2]) == (times == 3)
+
+
+async def no_wait(_: float) -> None:
+    pass
+
+
 ABSENT = [
     (404, "Path '/v1/programs/triage' not found."),
     (500, "Internal Server Error"),
