@@ -279,6 +279,7 @@ class Result:
         level_reason: what holds a level below full, at the moment of the call.
         is_other_version: whether another version of the program made it than the call's keys are of, as happens while
             replicas are replaced one by one; such an answer is given and never stored.
+        is_truncated: whether a token limit ended what a model wrote for it; given, and never stored.
     """
 
     id: str
@@ -300,6 +301,7 @@ class Result:
     fresh_for_s: float | None = None
     forwarded: str = ""
     is_other_version: bool = False
+    is_truncated: bool = False
 
 
 class MetricType(StrEnum):

@@ -39,7 +39,8 @@ class CallScope:
         lm_s: seconds that they took, added up.
         asking: LM calls under way, or that were when the time was over: where there is none, it was not the model that
             took it.
-        is_cut_off: whether ``max_tokens`` ended an LM call's answer, where neither program nor model set less.
+        is_truncated: whether a token limit ended an LM call's answer, anybody's.
+        is_cut_off: whether ``max_tokens`` did, where neither program nor model set less.
         journal: what this call has finished, for the next attempt; ``None`` keeps none.
     """
 
@@ -50,6 +51,7 @@ class CallScope:
     lm_answers: float = 0.0
     lm_s: float = 0.0
     asking: int = 0
+    is_truncated: bool = False
     is_cut_off: bool = False
     journal: CallJournal | None = None
     _held: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = field(default_factory=dict, init=False, repr=False)

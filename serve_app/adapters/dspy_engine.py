@@ -170,9 +170,10 @@ def _bounded(config: lm15.Config, max_tokens: int | None) -> lm15.Config:
 
 
 def _note_end(scope: CallScope | None, config: lm15.Config, finish_reason: str | None) -> None:
-    """Tell the scope when its bound, and not the request's own, is what ended the answer."""
-    if scope is not None and finish_reason == "length" and _bounded(config, scope.max_tokens) is not config:
-        scope.is_cut_off = True
+    """Tell the scope when a token limit ended the answer, and when that was its own and not the request's."""
+    if scope is not None and finish_reason == "length":
+        scope.is_truncated = True
+        scope.is_cut_off |= _bounded(config, scope.max_tokens) is not config
 
 
 def _refuse_nothing(response: lm15.Response) -> None:

@@ -116,12 +116,12 @@ def entry_of(config: ProgramCache, call: Call, result: Result, unix_now: float) 
     """What to store of a result under ``call.key_at(result.level)``; ``None`` for one that must not be stored.
 
     That is an error, a stale answer, a call without a key or with ``no-store``, an answer of a worse level than the
-    call's or of another version of the program, and one with a TTL of 0. A hit of a farther tier keeps its age and its
-    life, so a nearer one may store it.
+    call's or of another version of the program, one that a token limit cut off, and one with a TTL of 0. A hit of a
+    farther tier keeps its age and its life, so a nearer one may store it.
     """
     if result.error is not None or result.outputs is None or result.cache is CacheStatus.STALE:
         return None
-    if result.is_other_version:
+    if result.is_other_version or result.is_truncated:
         return None
     fresh_s = ttl_s(config, result.outputs, result.confidence)
     if result.fresh_for_s is not None:

@@ -138,6 +138,7 @@ def _share(spent: CallScope, items: Sequence[_Item]) -> None:
         )
         item.scope.lm_answers += spent.lm_answers / count
         item.scope.lm_s += spent.lm_s / count
+        item.scope.is_truncated |= spent.is_truncated
         item.scope.is_cut_off |= spent.is_cut_off
 
 

@@ -138,9 +138,13 @@ class ModelReplica:
         attempt = self._attempt(call, Outcome.OK, started, scope)
         if not (is_callers and scope.is_cut_off):
             self.scoring.answered(call, answer)
-        is_other = bool(call.version) and call.version != program.version
         return Result(
-            call.id, answer.outputs, attempts=(attempt,), confidence=answer.confidence, is_other_version=is_other
+            call.id,
+            answer.outputs,
+            attempts=(attempt,),
+            confidence=answer.confidence,
+            is_other_version=bool(call.version) and call.version != program.version,
+            is_truncated=scope.is_truncated,
         )
 
     def _attempt(self, call: Call, outcome: Outcome, started: float, scope: CallScope) -> Attempt:

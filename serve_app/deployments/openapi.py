@@ -45,6 +45,7 @@ class MetaBody(BaseModel):
     level: str
     level_reason: str | None = None
     cache: str
+    truncated: bool = Field(default=False, description="Whether a token limit ended what a model wrote.")
     attempts: list[AttemptBody]
     usage: UsageBody
     cost_usd: float

@@ -19,6 +19,7 @@ def reply(program: str, request_id: str, result: Result, latency_s: float) -> di
         "level": result.level.value,
         **({"level_reason": result.level_reason} if result.level_reason else {}),
         "cache": result.cache.value,
+        **({"truncated": True} if result.is_truncated else {}),
         "attempts": attempts_json(result.attempts),
         "usage": usage,
         "cost_usd": result.cost_usd,

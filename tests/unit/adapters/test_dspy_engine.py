@@ -202,6 +202,7 @@ async def test_a_scope_is_told_that_its_bound_ended_an_answer(asked, bound, fini
     with call_scope(5, bound) as scope:
         await engine.complete(request(config=lm15.Config(max_tokens=asked)))
     assert scope.is_cut_off is is_cut_off
+    assert scope.is_truncated is (finish == "length")
 
 
 @pytest.mark.parametrize(("own", "is_cut_off"), [(None, True), (64, False)])

@@ -106,10 +106,6 @@ async def test_a_row_that_waited_in_vain_is_asked_again_and_one_that_ran_out_of_
     assert ("outputs" in written(tmp_path)[2]) == (times == 3)
 
 
-async def no_wait(_: float) -> None:
-    pass
-
-
 ABSENT = [
     (404, "Path '/v1/programs/triage' not found."),
     (500, "Internal Server Error"),

@@ -268,6 +268,7 @@ def test_a_rule_added_since_an_answer_was_stored_shortens_its_life_and_never_len
         (CONFIG, CALL, changed(RESULT, outputs=None)),
         (CONFIG, CALL, changed(RESULT, cache=CacheStatus.STALE)),
         (CONFIG, CALL, changed(RESULT, is_other_version=True)),
+        (CONFIG, CALL, changed(RESULT, is_truncated=True)),
         (CONFIG, CALL, changed(RESULT, level=Level.DEGRADED)),
         (CONFIG, changed(CALL, level=Level.DEGRADED), RESULT),
         (CONFIG, changed(CALL, key=""), RESULT),

@@ -268,6 +268,14 @@ async def test_what_a_caller_brings_about_is_no_failure_of_the_service(error, op
     assert (bench.link._pending.calls, bench.link._pending.failed_calls) == (1, failures)
 
 
+async def test_an_answer_that_was_cut_off_says_so_and_is_not_stored() -> None:
+    bench = Bench(lambda asked: replace(ok(asked), is_truncated=asked.inputs["question"] == "long?"))
+    for _ in range(2):
+        meta = (await bench.ask({"question": "long?"}))["meta"]
+        assert (meta["truncated"], meta["cache"]) == (True, "miss")
+    assert "truncated" not in (await bench.ask({"question": "short?"}))["meta"]
+
+
 async def test_past_the_bound_calls_are_refused_by_priority_before_any_work() -> None:
     gate = asyncio.Event()
 

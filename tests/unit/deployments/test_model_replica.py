@@ -81,6 +81,14 @@ async def test_a_failed_attempt_costs_what_it_spent(error, outcome) -> None:
     assert result.attempts[0].cost_usd == pytest.approx(0.005)
 
 
+async def test_an_answer_that_a_token_limit_cut_off_says_so() -> None:
+    async def act(_):
+        current_scope().is_truncated = True
+
+    assert (await run_all(replica(act)[0], call(1)))["c1"].is_truncated
+    assert not (await run_all(replica()[0], call(1)))["c1"].is_truncated
+
+
 async def test_time_that_the_program_took_by_itself_says_nothing_of_its_model() -> None:
     async def act(_):
         raise UpstreamError("x", outcome=Outcome.TIMEOUT)
