@@ -130,7 +130,8 @@ class Cache:
         if result.error is not None and decision is Decision.IF_ERROR and stored:
             if not isinstance(result.error, Overloaded):  # that is counted, and would be a line a call
                 log.warning("cache.stale_if_error", extra={"program": call.program, "error": result.error.code})
-            return self._hit(call, stored, CacheStatus.STALE)
+            hit = self._hit(call, stored, CacheStatus.STALE)  # which says what was tried and spent all the same
+            return replace(hit, attempts=result.attempts, usage=result.usage, cost_usd=result.cost_usd)
         reason = forward_reason(config, call, found, unix_now)
         return replace(result, forwarded=reason) if reason else result
 

@@ -121,6 +121,7 @@ async def test_a_stale_answer_stands_in_for_an_error() -> None:
     bench.advance(TTL_S + 1)
     result = await bench.ask(call(1))
     assert (result.error, result.cache, result.age_s) == (None, CacheStatus.STALE, TTL_S + 1)
+    assert [attempt.outcome for attempt in result.attempts] == [Outcome.SERVER_ERROR], "it was asked, and paid for"
 
 
 async def test_past_every_use_it_is_made_anew() -> None:
