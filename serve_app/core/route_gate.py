@@ -38,7 +38,7 @@ from serve_app.messages import BreakerState, Outcome
 ALONE_S: Final = 3.0
 """Seconds of silence after which a router no longer counts on the control plane; a lost exchange takes less."""
 LEASE_WAIT_S: Final = 1.0
-"""Seconds after which asking again may find a lease."""
+"""Seconds after which a lease is here: whoever comes back when the breaker's wait is over should find one."""
 WANT_S: Final = 60.0
 """Seconds after which a refused call no longer asks for a lease."""
 
@@ -206,8 +206,7 @@ class RouteGate:
     def _without_lease(self) -> Refusal | None:
         if self._leases.is_usable:
             return None
-        wait_s = self._left_s(self._known.wait_s)
-        return Refusal(wait_s if wait_s > 0 else LEASE_WAIT_S, self._known.state.value)
+        return Refusal(self._left_s(self._known.wait_s) + LEASE_WAIT_S, self._known.state.value)
 
     def _note_probe_alone(self, permit: RoutePermit, outcome: Outcome) -> None:
         self._outbox.result(ProbeResult(0, permit.cluster_generation, outcome))

@@ -144,7 +144,7 @@ class TestCooling:
     def test_cooling_outlasts_the_news_that_the_cluster_is_closed(self, gate):
         gate.record(admitted(gate), Outcome.RATE_LIMITED, 0.1, retry_after_s=5)
         hear(gate, OPEN)
-        assert gate.admit() == Refusal(10, "open")
+        assert gate.admit() == Refusal(10 + LEASE_WAIT_S, "open")
         hear(gate, CLOSED_AGAIN)
 
         assert gate.admit() == Refusal(5, "cooling")
@@ -167,7 +167,7 @@ class TestClusterOpen:
         hear(gate, OPEN)
         assert hear(gate, OPEN).wanted_s is None
         clock.advance(2)
-        assert gate.admit() == gate.refusal() == Refusal(8, "open")
+        assert gate.admit() == gate.refusal() == Refusal(8 + LEASE_WAIT_S, "open")
         clock.advance(1)
 
         assert gate.state is BreakerState.OPEN
@@ -300,7 +300,7 @@ class TestLease:
         hear(gate, HALF_OPEN, LEASE)
         hear(gate, replace(OPEN, generation=3))
 
-        assert gate.admit() == Refusal(10, "open")
+        assert gate.admit() == Refusal(10 + LEASE_WAIT_S, "open")
         assert gate.report().claims == ()
 
     def test_a_later_lease_is_a_new_probe(self, gate):
@@ -327,7 +327,7 @@ class TestNews:
         hear(gate, OPEN)
         hear(gate, CLOSED)
 
-        assert gate.admit() == Refusal(10, "open")
+        assert gate.admit() == Refusal(10 + LEASE_WAIT_S, "open")
         assert gate.report().known.generation == 1
 
     def test_a_reply_to_an_earlier_report_is_ignored(self, gate):
