@@ -213,8 +213,7 @@ class Program:
 
     def _log(self, error: BaseException, call: Call) -> None:
         logger.error(
-            "program.raised program=%s",
-            self.name,
+            "program.raised",
             exc_info=error,
             extra={"program": self.name, "request_id": call.request_id},
         )

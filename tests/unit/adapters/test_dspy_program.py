@@ -299,8 +299,7 @@ async def test_the_programs_own_error_is_logged_and_not_told(caplog):
     assert "1234" not in caught.value.detail
     assert "1234" in caplog.text
     [record] = caplog.records
-    assert record.program == "sample"
-    assert record.request_id == "r1"
+    assert (record.getMessage(), record.program, record.request_id) == ("program.raised", "sample", "r1")
 
 
 @pytest.mark.parametrize("how", ["from", "context", "group"])
