@@ -461,15 +461,15 @@ class Thresholds(Section):
     memory: Ratio | None = None
     """Memory use of the fullest node, 0..1."""
     error_rate: Ratio | None = None
-    """Share of calls that failed."""
+    """Share of calls that failed; not judged below 5 calls in the window."""
     p95_latency_s: PositiveFloat | None = None
-    """95th percentile of answer time, seconds."""
+    """95th percentile of answer time, seconds; not judged below 5 answers in the window."""
     queue_wait_s: PositiveFloat | None = None
-    """95th percentile of the wait for a model slot, seconds."""
+    """95th percentile of the wait for a model slot, seconds; not judged below 5 waits in the window."""
 
 
 class DegradationPolicy(Section):
-    """When the service becomes less, on purpose."""
+    """When the service becomes less, on purpose: one level for all programs, each of which says what it is then."""
 
     degraded: Thresholds = Thresholds(cpu=0.80, p95_latency_s=5, queue_wait_s=2)
     """Any one of these enters ``degraded``."""
