@@ -74,7 +74,8 @@ def run(file: Path, *, plain: bool, verbose: bool, log_file: Path) -> None:
     """Serve FILE (default: serve_config.yaml) until Ctrl-C.
 
     Checks the file and the ports, starts a Ray of its own in fast mode, says when it is ready, and ends everything it
-    started. To deploy to a Ray cluster that is already there, use 'serve deploy'.
+    started. To deploy to a Ray cluster that is already there, this one included, use
+    'RAY_AUTH_MODE=token serve deploy FILE'.
     """
     from serve_app import launcher  # noqa: PLC0415 - only this command needs it
 
