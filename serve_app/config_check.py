@@ -104,6 +104,7 @@ def check_app(
         *_unknown_models(config),
         *_unset_keys(config, variables),
         *_programs(config, base_dir or Path.cwd()),
+        *_unknown_providers(config),  # last, as programs may register providers of their own
     )
 
 
@@ -162,6 +163,16 @@ def _load_problems(program: ProgramConfig, base_dir: Path) -> tuple[str, ...]:
     except ConfigError as error:
         return error.problems
     return ()
+
+
+def _unknown_providers(config: AppConfig) -> Iterator[Problem]:
+    from serve_app.adapters.litellm_upstream import litellm_providers  # noqa: PLC0415 - DSPy is slow to import
+    from serve_app.adapters.lm_upstream import knows_provider  # noqa: PLC0415 - same
+
+    for position, model in enumerate(config.models):
+        if not knows_provider(model):
+            provider = model.lm.partition("/")[0]
+            yield Problem(("models", position, "lm"), unknown("provider", provider, litellm_providers()))
 
 
 def _operator_key(variables: Mapping[str, str]) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ import dspy
 import pytest
 import yaml
 
+from serve_app.adapters import litellm_upstream, lm_upstream
 from serve_app.build_refused import BuildRefused
 from serve_app.config import AppConfig
 from serve_app.config_check import check_file, load_app_config, load_policy
@@ -386,6 +387,15 @@ def test_a_cache_rule_that_no_answer_can_match_is_named(workdir: Path, rules: li
     where = "applications[0].args.programs[0].cache."
     assert [line.partition(where)[2] for line in found] == says
     assert all(line.startswith(f"c.yaml:{20 + len(rules)}:") for line in found)
+
+
+def test_a_provider_that_nobody_knows_is_named(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litellm_upstream, "litellm_providers", lambda: ["openai", "deepinfra"])  # it is slow to import
+    monkeypatch.setattr(lm_upstream, "litellm_knows", lambda lm, _: lm.startswith("deepinfra/"))
+    assert lines_of(BASE.replace("openai/gpt-4o-mini", "deepinfra/a")) == []
+    assert lines_of(BASE.replace("openai/gpt-4o-mini", "opnai/a")) == [
+        "c.yaml:35: applications[0].args.models[1].lm: unknown provider 'opnai'; did you mean 'openai'?"
+    ]
 
 
 def test_a_name_taken_twice_says_by_whom(workdir: Path) -> None:
