@@ -88,7 +88,7 @@ def litellm_knows(lm: str, api_base: str | None) -> bool:
     litellm.suppress_debug_info = True  # as DSPy does; else it prints what it does not know
     try:
         litellm.get_llm_provider(lm, api_base=api_base)
-    except litellm.BadRequestError as error:
+    except litellm.exceptions.BadRequestError as error:
         return _NO_PROVIDER not in str(error)
     return True
 
