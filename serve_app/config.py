@@ -271,7 +271,8 @@ class ModelConfig(Section):
     price: Price = Price()
     """Token prices, for routing by cost and for accounting."""
     context_window: PositiveInt = 128_000
-    """Tokens the model takes, prompt and answer together."""
+    """Tokens the model takes, prompt and answer together. After a prompt that is too long only models with a larger one
+    are asked: where all keep the default, none."""
     max_ongoing_requests: PositiveInt = 64
     """Most calls one replica runs at once; a program with ``forward`` alone takes a thread for each."""
     adaptive_concurrency: bool = True
