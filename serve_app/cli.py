@@ -74,7 +74,8 @@ def run(file: Path, *, plain: bool, verbose: bool, log_file: Path) -> None:
     """Serve FILE (default: serve_config.yaml) until Ctrl-C.
 
     Checks the file and the ports, starts a Ray of its own in fast mode, says when it is ready, and ends everything it
-    started. To deploy to a Ray cluster that is already there, use 'serve deploy'.
+    started. To deploy to a Ray cluster that is already there, this one included, use
+    'RAY_AUTH_MODE=token serve deploy FILE'.
     """
     from serve_app import launcher  # noqa: PLC0415 - only this command needs it
 
@@ -124,7 +125,10 @@ def batch(source: Path, target: Path, retry_for: float, **options: Any) -> None:
 
     OUTPUT gets a line a row as calls finish, so in any order, with the number of the row's line and the row's hash:
     {"row", "hash", "outputs", "meta"} or {"row", "hash", "error": {"code", "detail"}}. After Ctrl-C the same command
-    goes on where it ended. Exit code 0 when every row has an answer, 1 when some failed or are left.
+    goes on where it ended.
+
+    Exit code 0 when every row has an answer, 1 when some failed or are left, 2 when it could not be started (a bad
+    INPUT or OUTPUT, nobody there), 130 after Ctrl-C.
     """
     from serve_app.bulk.command import run  # noqa: PLC0415 - only this command needs it
 
@@ -134,9 +138,17 @@ def batch(source: Path, target: Path, retry_for: float, **options: Any) -> None:
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65_535), default=8100, show_default=True, help="Port to listen on.")
-@click.option("--profile", type=click.Path(path_type=Path), default=None, help="Models and faults; see the docs.")
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The models: how fast, how good, how patient; docs/simulator.md. Three models by default.",
+)
 def simulate(host: str, port: int, profile: Path | None) -> None:
-    """Run an OpenAI-compatible provider that answers any DSPy signature, offline."""
+    """Run an OpenAI-compatible provider that answers any DSPy signature, offline.
+
+    While it runs, PUT /faults/MODEL has a model fail as you say; docs/simulator.md has the kinds.
+    """
     from serve_app.simulator.profile import load_profile  # noqa: PLC0415 - only this command needs it
     from serve_app.simulator.server import run as serve  # noqa: PLC0415 - only this command needs it
 

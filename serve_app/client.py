@@ -109,7 +109,8 @@ class Client:
         Inside an OpenTelemetry span the call becomes part of its trace.
 
         Returns:
-            A prediction with the program's outputs, and ``meta`` as over HTTP.
+            A prediction with the program's outputs, and ``meta``, as over HTTP: JSON values, not the program's own
+            types, so an enum is text and a pydantic model a dict.
 
         Raises:
             SwitchyardError: one of the tree in ``serve_app.errors``.
@@ -180,12 +181,12 @@ def connect(application: str = "switchyard", *, address: str | None = None) -> C
     """A client of the application of that name.
 
     Args:
-        application: its ``name`` in ``serve_config.yaml``.
+        application: its ``name`` in ``serve_config.yaml``; not a program's, nor a URL.
         address: of the Ray cluster, when this process is not connected to one; ``None`` takes ``RAY_ADDRESS``, or
             the cluster that runs on this machine.
 
     Raises:
-        NoRoute: there is no cluster, or no such application on it.
+        NoRoute: there is no cluster, or no such application on it; those that are there are named.
     """
     try:
         if not ray.is_initialized():
@@ -197,7 +198,19 @@ def connect(application: str = "switchyard", *, address: str | None = None) -> C
             handle._init(_run_router_in_separate_loop=True)  # type: ignore[no-untyped-call] # noqa: SLF001 - no other way
         return Client(handle)
     except (ConnectionError, RayServeException) as error:
-        raise NoRoute(f"cannot reach the application {application!r}: {error}") from error
+        why = str(error).rstrip(".") + _applications()
+        raise NoRoute(f"cannot reach the application {application!r}: {why}") from error
+
+
+def _applications() -> str:
+    """``; there are 'a', 'b'``: the applications of the cluster, as far as it tells."""
+    if not ray.is_initialized():
+        return ""
+    try:
+        names = sorted(serve.status().applications)
+    except (RayError, RayServeException):
+        return ""
+    return f"; there is {', '.join(map(repr, names))}" if names else "; there is none"
 
 
 def _reconnect(application: str, options: dict[str, Any]) -> Client:

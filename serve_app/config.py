@@ -186,7 +186,7 @@ class ProgramConfig(Section):
     description: str = ""
     """One sentence for ``/docs``; empty takes the program's docstring."""
     confidence_field: str | None = None
-    """An output field or attribute in 0..1 that says how sure the program is."""
+    """An output in 0..1 that says how sure the program is; an attribute of what it returns if it declares none."""
     reward: RewardConfig | None = None
     """Scores answers: ``module:function``, or a mapping with ``function``, ``share`` and ``timeout_s``."""
     record: RecordConfig | None = None
@@ -271,7 +271,8 @@ class ModelConfig(Section):
     price: Price = Price()
     """Token prices, for routing by cost and for accounting."""
     context_window: PositiveInt = 128_000
-    """Tokens the model takes, prompt and answer together."""
+    """Tokens the model takes, prompt and answer together. After a prompt that is too long only models with a larger one
+    are asked: where all keep the default, none."""
     max_ongoing_requests: PositiveInt = 64
     """Most calls one replica runs at once; a program with ``forward`` alone takes a thread for each."""
     adaptive_concurrency: bool = True
@@ -461,15 +462,15 @@ class Thresholds(Section):
     memory: Ratio | None = None
     """Memory use of the fullest node, 0..1."""
     error_rate: Ratio | None = None
-    """Share of calls that failed."""
+    """Share of calls that failed; not judged below 5 calls in the window."""
     p95_latency_s: PositiveFloat | None = None
-    """95th percentile of answer time, seconds."""
+    """95th percentile of answer time, seconds; not judged below 5 answers in the window."""
     queue_wait_s: PositiveFloat | None = None
-    """95th percentile of the wait for a model slot, seconds."""
+    """95th percentile of the wait for a model slot, seconds; not judged below 5 waits in the window."""
 
 
 class DegradationPolicy(Section):
-    """When the service becomes less, on purpose."""
+    """When the service becomes less, on purpose: one level for all programs, each of which says what it is then."""
 
     degraded: Thresholds = Thresholds(cpu=0.80, p95_latency_s=5, queue_wait_s=2)
     """Any one of these enters ``degraded``."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -22,6 +25,9 @@ from serve_app.config_problem import Key, Problem, from_pydantic, unknown
 from serve_app.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
+
+SLOW_S: Final = 5.0
+"""Seconds of loading a program after which its name is told."""
 
 _TELLING_NAME: Final = re.compile(r"^[A-Z][A-Z0-9]*(_[A-Z0-9]+)+$")
 """A variable's name that is surely no key that someone pasted in its place, and so may be shown."""
@@ -104,6 +110,7 @@ def check_app(
         *_unknown_models(config),
         *_unset_keys(config, variables),
         *_programs(config, base_dir or Path.cwd()),
+        *_unknown_providers(config),  # last, as programs may register providers of their own
     )
 
 
@@ -157,11 +164,34 @@ def _load_problems(program: ProgramConfig, base_dir: Path) -> tuple[str, ...]:
     """``programs.<name>.<key>: <what is wrong>`` for each thing that keeps the program from loading."""
     from serve_app.adapters.dspy_program import load_program  # noqa: PLC0415 - DSPy is slow to import
 
-    try:
-        load_program(program, base_dir).close()
-    except ConfigError as error:
-        return error.problems
+    with _told_when_slow(f"Still loading program '{program.name}' ({program.program}) …"):
+        try:
+            load_program(program, base_dir).close()
+        except ConfigError as error:
+            return error.problems
     return ()
+
+
+@contextmanager
+def _told_when_slow(text: str) -> Iterator[None]:
+    """Say ``text`` on standard error once what is done meanwhile takes ``SLOW_S``: a person's code may never end."""
+    timer = threading.Timer(SLOW_S, lambda: sys.stderr.write(f"{text}\n"))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _unknown_providers(config: AppConfig) -> Iterator[Problem]:
+    from serve_app.adapters.litellm_upstream import litellm_providers  # noqa: PLC0415 - DSPy is slow to import
+    from serve_app.adapters.lm_upstream import knows_provider  # noqa: PLC0415 - same
+
+    for position, model in enumerate(config.models):
+        if not knows_provider(model):
+            provider = model.lm.partition("/")[0]
+            yield Problem(("models", position, "lm"), unknown("provider", provider, litellm_providers()))
 
 
 def _operator_key(variables: Mapping[str, str]) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ import yaml
 from serve_app.config_lines import read_document
 from serve_app.config_problem import Key, Problem, unknown
 from serve_app.errors import ConfigError
+from serve_app.redis_url import parse_redis_url
 
 PORT: Final = 8000
 """Where the manifests' probes and services look for Serve."""
@@ -109,7 +110,7 @@ def _unreachable(config: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("http_options", "port"), f"must be {PORT}, where the manifests' probes and services look")
     own = [(app.get("route_prefix") or "").rstrip("/") for app in config["applications"]]
     for key, args in _switchyards(config):
-        if _is_loopback(args["cache"]["redis_url"]):
+        if _is_pods_own(args["cache"]["redis_url"]):
             yield Problem((*key, "cache", "redis_url"), "is the pod itself there; name the server with --redis-url")
         for position, model in _models(args):
             base = model.get("api_base") or ""
@@ -118,8 +119,13 @@ def _unreachable(config: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem((*key, "models", position, "api_base"), text)
 
 
-def _is_loopback(url: str | None) -> bool:
-    return urlsplit(url or "").hostname in _LOOPBACK
+def _is_pods_own(redis_url: str | None) -> bool:
+    where = parse_redis_url(redis_url) if redis_url else None
+    return where is not None and (bool(where.path) or any(host in _LOOPBACK for host, _ in where.hosts))
+
+
+def _is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in _LOOPBACK
 
 
 def _is_served_here(url: str, port: int, prefixes: list[str]) -> bool:

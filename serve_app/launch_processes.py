@@ -60,7 +60,7 @@ def _signal_and_wait(processes: set[psutil.Process], action: str, timeout_s: flo
         try:
             getattr(process, action)()
         except psutil.Error as error:  # it ended by itself in between, or is not ours to end
-            logger.debug("process.%s pid=%d %s", action, process.pid, type(error).__name__)
+            logger.debug("process.%s", action, extra={"pid": process.pid, "why": type(error).__name__})
     _, alive = psutil.wait_procs(running, timeout=timeout_s)
     return [process for process in alive if _is_running(process)]
 

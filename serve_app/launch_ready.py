@@ -37,6 +37,26 @@ def is_ready(base_url: str) -> bool:
         return False
 
 
+def urls_of(document: Mapping[str, Any], base_url: str) -> dict[str, str]:
+    """Where each application of a valid file answers, by its name; one without a route is called by others only."""
+    return {
+        application.get("name", "default"): base_url + prefix.rstrip("/")
+        for application in document["applications"]
+        if (prefix := application.get("route_prefix", "/")) is not None
+    }
+
+
+def announcement(urls: Mapping[str, str]) -> list[str]:
+    """Lines that say where applications answer and, of those that hold programs, how to call the first."""
+    examples = {name: example_call(url) for name, url in urls.items()}
+    lines = [
+        f"Ready: {url} ({name}, API: {url}/docs)" if examples[name] else f"Ready: {url} ({name})"
+        for name, url in urls.items()
+    ]
+    calls = [f"  {call}" for call in examples.values() if call]
+    return [*lines, "Try:", *calls, "Ctrl-C ends it."] if calls else [*lines, "Ctrl-C ends it."]
+
+
 def example_call(base_url: str) -> str:
     """A ``curl`` for the first program, with a value of the right type for each input it needs; empty if unknown."""
     try:

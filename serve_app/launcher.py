@@ -18,8 +18,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
@@ -29,9 +29,9 @@ import psutil
 from serve_app.config_lines import read_document
 from serve_app.errors import ConfigError
 from serve_app.launch_log import LogFile
-from serve_app.launch_ports import Endpoint, endpoint_of, needed_ports, reserved
+from serve_app.launch_ports import Port, endpoint_of, needed_ports, reserved
 from serve_app.launch_processes import adopt_orphans, descendants, end_all, reap_orphans
-from serve_app.launch_ready import example_call, is_ready
+from serve_app.launch_ready import announcement, is_ready, urls_of
 
 LOG_FILE: Final = Path(".switchyard/serve.log")
 GRACE_S: Final = 20.0
@@ -105,8 +105,21 @@ def run(file: Path, *, plain: bool = False, verbose: bool = False, log_file: Pat
         raise ConfigError([str(problem) for problem in document.problems])
     endpoint = endpoint_of(document.value)
     variables = environment(os.environ, plain=plain)
-    with reserved(needed_ports(endpoint, variables)), LogFile.open(log_file, echo=verbose) as log:
-        return Run(file, endpoint, log).serve(variables)
+    with _reserved(needed_ports(endpoint, variables), file), LogFile.open(log_file, echo=verbose) as log:
+        return Run(file, document.value, endpoint.url, log).serve(variables)
+
+
+@contextmanager
+def _reserved(ports: Sequence[Port], file: Path) -> Iterator[None]:
+    """Hold the ports; where they are taken, the mistakes of ``file`` are told first, else the child looks for them."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(reserved(ports))
+        except ConfigError as taken:
+            from serve_app.config_check import check_file  # noqa: PLC0415 - slow, and seldom needed here
+
+            raise ConfigError([*map(str, check_file(file)), *taken.problems]) from None
+        yield
 
 
 @dataclass
@@ -114,7 +127,8 @@ class Run:
     """One run, from the start of the child until nothing of it is left."""
 
     file: Path
-    endpoint: Endpoint
+    document: Mapping[str, Any]
+    url: str
     log: LogFile
     _events: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
     _applications: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -171,7 +185,8 @@ class Run:
                 return self._died(child.returncode)
             if not self._is_up and self._is_ready():
                 self._is_up = True
-                self._say_ready()
+                for line in announcement(urls_of(self.document, self.url)):
+                    say(line)
             if not self._is_up and time.monotonic() >= next_word:
                 next_word += STILL_STARTING_S
                 self._say_waiting()
@@ -204,14 +219,7 @@ class Run:
 
     def _is_ready(self) -> bool:
         statuses = {found["status"] for found in self._applications.values()}
-        return statuses == {"RUNNING"} and is_ready(self.endpoint.url)
-
-    def _say_ready(self) -> None:
-        url = self.endpoint.url
-        say(f"Ready: {url} (API: {url}/docs). Ctrl-C ends it.")
-        call = example_call(url)
-        if call:
-            say(f"Try:\n  {call}")
+        return statuses == {"RUNNING"} and all(map(is_ready, urls_of(self.document, self.url).values()))
 
     def _say_waiting(self) -> None:
         states = [f"{name} {found['status']}" for name, found in self._applications.items()] or ["Ray is starting"]

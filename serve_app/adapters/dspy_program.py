@@ -32,7 +32,7 @@ from serve_app.adapters.program_state import apply_state, clear_lms
 from serve_app.adapters.program_tools import journal_tools
 from serve_app.adapters.program_version import version_of
 from serve_app.adapters.reward_function import RewardFunction
-from serve_app.errors import BadOutput, ConfigError, InvalidInputs, ProgramError, SwitchyardError
+from serve_app.errors import BadOutput, ConfigError, InvalidInputs, Overloaded, ProgramError, SwitchyardError
 from serve_app.messages import Level, Outcome
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Program:
         self._shapes = shapes
         self._adapter = _adapter(config.adapter)
         self._threads = threads
+        self._is_held = False
 
     @property
     def stuck_threads(self) -> int:
@@ -108,6 +109,7 @@ class Program:
         inputs = shape.apply(_python_values(shape.variant.inputs, call.inputs))
         with self._running(call, lm):
             prediction = await shape.variant.runner.run(inputs, remaining_s)
+        self._is_held = False
         return self._answer(shape.variant, prediction, call)
 
     def python_inputs(self, call: Call) -> dict[str, Any]:
@@ -192,6 +194,8 @@ class Program:
             self._log(error, call)
         if isinstance(translated, BadOutput):
             _blame(unparsed_reply(error))
+        if isinstance(translated, Overloaded):
+            self._note_held()
         if translated is error:
             raise error
         raise translated from None  # DSPy's errors quote prompts, and do not pickle
@@ -211,10 +215,15 @@ class Program:
             self._log(error, call)
             raise ProgramError("the program returned none of its outputs, or no JSON") from None
 
+    def _note_held(self) -> None:
+        """Log that calls which do not end hold every thread, once until a call is answered again."""
+        if not self._is_held:
+            logger.warning("program.threads_held", extra={"program": self.name, "threads": self.stuck_threads})
+        self._is_held = True
+
     def _log(self, error: BaseException, call: Call) -> None:
         logger.error(
-            "program.raised program=%s",
-            self.name,
+            "program.raised",
             exc_info=error,
             extra={"program": self.name, "request_id": call.request_id},
         )
@@ -285,9 +294,9 @@ def _distinct(variants: list[Variant]) -> list[Variant]:
 
 
 def _confidence_problems(config: ProgramConfig, full: Variant) -> list[str]:
-    """A bare predictor's prediction has its outputs and nothing else; other programs may add attributes."""
+    """Where outputs are a guess, the program may give an attribute that nobody can know of before."""
     field, outputs = config.confidence_field, full.interface.outputs
-    if field is None or field in outputs or not isinstance(full.module, dspy.Predict):
+    if field is None or field in outputs or not full.interface.is_declared:
         return []
     return [f"programs.{config.name}.confidence_field: there is no output {field!r}{nearest(field, outputs)}"]
 

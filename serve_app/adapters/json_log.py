@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 import time
+import traceback
 from contextvars import ContextVar
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -67,7 +68,8 @@ class JsonFormatter(logging.Formatter):
         if request_id and "request_id" not in fields:
             line["request_id"] = request_id
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            # Formatter.formatException prints, and in its default mode Ray Serve has its own in the place of print.
+            line["exception"] = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
         line |= {f"{name}_" if name in line else name: value for name, value in fields.items()}
         try:
             return orjson.dumps(line, default=str).decode()

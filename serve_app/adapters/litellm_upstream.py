@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
 
 _DEFAULT_TOTAL_S = 600.0
+_NO_PROVIDER = "LLM Provider NOT provided"
+"""How LiteLLM begins to say that it knows no provider of that name; it has no class and no code for it."""
 
 
 class LiteLLMUpstream:
@@ -77,10 +79,36 @@ def _remaining_s() -> float:
     return _DEFAULT_TOTAL_S if scope is None else scope.remaining_s()
 
 
+def litellm_knows(lm: str, api_base: str | None) -> bool:
+    """Whether LiteLLM has a provider for that model string; the first time it takes seconds, to import LiteLLM."""
+    if lm.partition("/")[0] in litellm_providers():
+        return True
+    import litellm  # noqa: PLC0415 - slow
+
+    litellm.suppress_debug_info = True  # as DSPy does; else it prints what it does not know
+    try:
+        litellm.get_llm_provider(lm, api_base=api_base)
+    except litellm.exceptions.BadRequestError as error:
+        return _NO_PROVIDER not in str(error)
+    return True
+
+
+def litellm_providers() -> list[str]:
+    """The providers that LiteLLM names."""
+    import litellm  # noqa: PLC0415 - slow
+
+    return [str(getattr(name, "value", name)) for name in litellm.provider_list]
+
+
 def _explained(error: Exception, timeout_s: float) -> lm15.LM15Error:
-    """The error as lm15's, with the ``Retry-After`` that LiteLLM keeps beside its exceptions."""
+    """The error as lm15's, with the ``Retry-After`` that LiteLLM keeps beside its exceptions.
+
+    LiteLLM calls a provider that it does not know a bad request, which is the caller's; the model string is not.
+    """
     if not isinstance(error, lm15.LM15Error):
         return lm15.TimeoutError(f"no whole reply within {timeout_s:.1f} s")
+    if _NO_PROVIDER in str(error.__cause__):
+        return lm15.UnknownModelError("LiteLLM knows no such provider", provider_code="unknown_provider")
     headers = getattr(error.__cause__, "litellm_response_headers", None) or {}
     if error.retry_after is None and "retry-after" in headers:
         error.retry_after = retry_after_s(str(headers["retry-after"]))

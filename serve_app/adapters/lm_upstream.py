@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dspy import lm15
 from dspy.clients.engines import LM15Engine
 
-from serve_app.adapters.litellm_upstream import LiteLLMUpstream
+from serve_app.adapters.litellm_upstream import LiteLLMUpstream, litellm_knows
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,10 +111,9 @@ def upstream_for(model: ModelConfig, transport: AiohttpTransport) -> ClientUpstr
         ConfigError: the variable of its key is unset or empty, or what its provider needs is missing.
     """
     key = _key(model)
-    declared = tuple(binding.definition for binding in lm15.registered_providers())
-    try:
-        found = LM15Engine(lm15.RouterConfig(env={}, providers=declared), model_type=model.model_type).resolve(model.lm)
-    except (lm15.UnknownModelError, lm15.UnsupportedFeatureError):
+    declared = _declared()
+    found = _resolved(model, declared)
+    if found is None:
         return _litellm(model, key)
     if key is None and not found.credential_policy.endswith("-chain"):
         key = NO_KEY  # a cloud's chain finds an identity of its own; nothing else is guessed from the environment
@@ -130,6 +129,23 @@ def upstream_for(model: ModelConfig, transport: AiohttpTransport) -> ClientUpstr
     except lm15.LM15Error as error:
         raise ConfigError([f"models: {model.name}: {error}"]) from error
     return ClientUpstream(client, found.model, found.provider)
+
+
+def knows_provider(model: ModelConfig) -> bool:
+    """Whether DSPy or LiteLLM, which is imported only if DSPy does not, has a way to ``model``."""
+    return _resolved(model, _declared()) is not None or litellm_knows(model.lm, model.api_base)
+
+
+def _declared() -> tuple[lm15.ProviderDefinition, ...]:
+    return tuple(binding.definition for binding in lm15.registered_providers())
+
+
+def _resolved(model: ModelConfig, declared: tuple[lm15.ProviderDefinition, ...]) -> Any | None:  # noqa: ANN401 - lm15's
+    """The provider and the model as DSPy's own clients know them; ``None`` where they do not."""
+    try:
+        return LM15Engine(lm15.RouterConfig(env={}, providers=declared), model_type=model.model_type).resolve(model.lm)
+    except (lm15.UnknownModelError, lm15.UnsupportedFeatureError):
+        return None
 
 
 def _litellm(model: ModelConfig, key: str | None) -> LiteLLMUpstream:

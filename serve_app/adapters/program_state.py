@@ -48,7 +48,7 @@ def clear_lms(module: dspy.Module) -> None:
     """Take every LM out of ``module``: one left inside would silently win over the routed model."""
     for name, predictor in module.named_sub_modules(type_=dspy.Predict):
         if predictor.lm is not None:
-            logger.warning("program.lm_cleared predictor=%s", name.removeprefix("self."))
+            logger.warning("program.lm_cleared", extra={"predictor": name.removeprefix("self.")})
             predictor.lm = None
 
 

@@ -8,7 +8,15 @@ const BREAKERS = { closed: "good", half_open: "warn", open: "bad" };
 const COLUMNS = ["Model", "Breaker", "Health", "Requests", "Failures", "Mean latency", "Waiting", "Quality", "Cost"];
 // Whose word on an answer goes first: a judge's, the callers', the program's own.
 const JUDGES = ["reward", "feedback", "confidence"];
-const CACHE_WORDS = { near_entries: "answers, near", memory_entries: "answers, memory", in_flight: "being made" };
+const CACHE_WORDS = {
+  near_entries: "answers, near",
+  memory_entries: "answers, memory",
+  near_bytes: "bytes, near",
+  memory_bytes: "bytes, memory",
+  in_flight: "being made",
+  saved_cost_usd: "USD saved",
+  saved_seconds: "seconds saved",
+};
 
 /** Show a status document; what it lacks is shown as missing. */
 export function showStatus(status) {
@@ -93,14 +101,14 @@ function tiles(status) {
   return [
     tile("Replicas", status.replicas, digits),
     tile("Queues: calls waiting", status.queues, digits),
-    tile("Caches", status.caches, digits, CACHE_WORDS),
+    tile("Caches", status.caches, digits, (name) => CACHE_WORDS[name] ?? words(name)),
     tile("Cost so far", { "all models": status.cost_usd }, money),
     tile("Service", { "able to answer": status.ready ? "yes" : "no" }, String),
   ];
 }
 
-function tile(title, values, format, names = {}) {
-  const rows = Object.entries(values ?? {}).map(([name, value]) => row(names[name] ?? name, format(value)));
+function tile(title, values, format, called = String) {
+  const rows = Object.entries(values ?? {}).map(([name, value]) => row(called(name), format(value)));
   return element("div", { class: "card" }, element("h3", {}, title), rows.length ? element("dl", {}, rows) : note("none"));
 }
 

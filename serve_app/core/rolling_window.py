@@ -205,12 +205,14 @@ class RollingQuantile:
             self._slices.expire()
             self._slices.current()[_bin(value)] += count
 
-    def quantile(self, q: float) -> float | None:
-        """The least value that the share ``q`` (0..1) of durations does not exceed; ``None`` without any."""
+    def quantile(self, q: float, *, at_least: int = 1) -> float | None:
+        """The least value that the share ``q`` (0..1) of durations does not exceed; ``None`` below ``at_least``."""
         self._slices.expire()
         bins: Counter[int] = Counter()
         for piece in self._slices:
             bins.update(piece)
+        if bins.total() < at_least:
+            return None
         wanted = max(1, math.ceil(q * bins.total()))
         for index in sorted(bins):
             wanted -= bins[index]

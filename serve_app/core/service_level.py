@@ -11,7 +11,7 @@ from serve_app.messages import Level, Report
 WARM_UP_S = 30.0
 """Seconds after its start in which CPU does not count: starting a cluster takes all there is."""
 MIN_CALLS = 5
-"""Calls in the window below which no error rate is judged."""
+"""Calls in the window, or waits, below which error rate, latency and wait are not judged: the level is everybody's."""
 
 
 class ServiceLevel:
@@ -58,8 +58,8 @@ class ServiceLevel:
                 memory=memory,
                 cpu=cpu if is_warm else None,
                 error_rate=failed / calls if calls >= MIN_CALLS else None,
-                p95_latency_s=self._latencies.quantile(0.95),
-                queue_wait_s=self._waits.quantile(0.95),
+                p95_latency_s=self._latencies.quantile(0.95, at_least=MIN_CALLS),
+                queue_wait_s=self._waits.quantile(0.95, at_least=MIN_CALLS),
             )
         )
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from serve_app.adapters.system_stats import node_cpu, node_memory, process_cpu
+from serve_app.adapters.system_stats import node_cpu, node_memory, process_cpu, process_memory_mb
 from serve_app.config import Policy
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport
 from serve_app.core.clock import Clock
@@ -29,7 +29,7 @@ from serve_app.messages import AnsweredCall, Attempt, BreakerState, Outcome, Out
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-    from serve_app.adapters.telemetry import Telemetry
+    from serve_app.adapters.telemetry import Family, Telemetry
 
 log = logging.getLogger("switchyard.control_link")
 
@@ -274,7 +274,7 @@ class ControlLink:
             pending.denials,
             self._read_breakers(),
             {**self._node(), **self._told},
-            self._telemetry.samples(),
+            self.samples(),
             self.snapshot.level,
             self.snapshot.orders,
             self.versions,
@@ -282,6 +282,11 @@ class ControlLink:
             tuple(pending.answered),
             self.snapshot.version,
         )
+
+    def samples(self) -> tuple[Family, ...]:
+        """The replica's metrics, its memory as it is now."""
+        self._telemetry.set_memory_mb(process_memory_mb())
+        return self._telemetry.samples()
 
     def _node(self) -> dict[str, float]:
         machine = node_cpu()

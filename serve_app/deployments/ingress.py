@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 from serve_app.adapters.dspy_program import Program
 from serve_app.adapters.json_log import about_call
-from serve_app.adapters.system_stats import process_memory_mb
 from serve_app.adapters.telemetry import MetricsPage, Telemetry
 from serve_app.adapters.tracing import current_trace, join, traced
 from serve_app.config import AppConfig, BatchingConfig
@@ -357,12 +356,11 @@ class Ingress:
             raise ControlPlaneUnreachable("the control plane, which adds the metrics up, cannot be asked", 1.0)
         self._gauges()
         page = MetricsPage()
-        page.update(self.link.source, self.telemetry.samples())
+        page.update(self.link.source, self.link.samples())
         return page.render()
 
     def _gauges(self) -> dict[str, float]:
         self.telemetry.set_active(self._admission.held)
-        self.telemetry.set_memory_mb(process_memory_mb())
         self.telemetry.cache.holds("near", self.near.stats())
         return {"active": self._admission.held} | self.telemetry.cache.gauges()
 

@@ -168,7 +168,7 @@ def _completion(
         answers = [Answer(_UNPARSEABLE) if is_unparseable else model.answerer.answer(request, i) for i in range(count)]
         choices = tuple(_choice(request, answer) for answer in answers)
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
-        _log.warning("simulator.malformed_request model=%s", model.name, exc_info=True)
+        _log.warning("simulator.malformed_request", exc_info=True, extra={"model": model.name})
         raise RequestError(400, "A message, a tool or a schema of the request is malformed.") from None
     digest = blake2b(f"{model.name}\0{choices}".encode(errors="replace"), digest_size=12).hexdigest()
     return dialect.reply(f"{dialect.prefix}{digest}", model.name, choices, size)

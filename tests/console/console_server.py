@@ -41,7 +41,7 @@ STATUS: dict[str, Any] = {
     },
     "replicas": {"Ingress": 2, "Router": 1, "Cache": 1, "Model-large": 1, "Model-medium": 3, "Model-small": 1},
     "queues": {"Model-large": 17, "Model-medium": 2, "Model-small": 0},
-    "caches": {"near_entries": 1204, "memory_entries": 3371, "in_flight": 4},
+    "caches": {"near_entries": 1204, "memory_entries": 3371, "in_flight": 4, "redis_failures_skipped": 11_300},
     "cost_usd": 1.2345,
     "quality": {
         "learning": False,

@@ -70,6 +70,19 @@ def test_it_shows_what_the_status_says(console) -> None:
     assert "refused" not in console.text("#policy-view")
 
 
+def test_counters_are_words_and_no_figure_is_broken(console) -> None:
+    console.screen(1000, 900)
+    assert "redis failures skipped\n11,300" in console.text("#system")
+    lines = console.script(
+        """return [...document.querySelectorAll("#system dd")].map((figure) => {
+            const text = document.createRange();
+            text.selectNodeContents(figure);
+            return text.getClientRects().length;
+        });"""
+    )
+    assert set(lines) == {1}
+
+
 @pytest.mark.parametrize("server", ["", "/compact"], indirect=True)
 def test_every_address_is_below_where_it_is_mounted_and_the_browser_has_nothing_to_say(console, server) -> None:
     console.until(lambda: server.paths.count(f"{server.prefix}/metrics") > 2, 8, "a third poll")

@@ -274,6 +274,18 @@ def test_what_an_operator_typed_and_chose_outlives_the_polls(console, server) ->
     assert console.script("return document.activeElement.id") == "order-reason"
 
 
+@pytest.mark.parametrize("width", [1280, 1000, 800, 360])
+def test_what_a_selector_shows_is_not_cut_off(page, keyed, width) -> None:
+    opened(page, keyed.url)
+    page.screen(width, 844)
+    wanted, room = page.script(
+        """const level = document.getElementById("order-level"), { width } = level.getBoundingClientRect();
+        level.style.width = "max-content";
+        return [level.getBoundingClientRect().width, width];"""
+    )
+    assert wanted <= room
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False), (360, True)])
 def test_the_forms_fit_the_screen_when_an_order_was_refused(page, keyed, shots, width, dark) -> None:
     opened(page, keyed.url)

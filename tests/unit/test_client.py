@@ -183,13 +183,17 @@ def test_without_a_cluster_connecting_is_no_route(monkeypatch) -> None:
         connect()
 
 
-def test_an_application_that_does_not_run_is_no_route(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("running", "says"), [(("simulator", "desk"), "there is 'desk', 'simulator'"), ((), "there is none")]
+)
+def test_an_application_that_does_not_run_is_no_route_and_those_that_do_are_named(running, says, monkeypatch) -> None:
     def refuse(name):
         raise RayServeException(f"Application '{name}' does not exist.")
 
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.serve.get_app_handle", refuse)
-    with pytest.raises(NoRoute, match="'other'"):
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=dict.fromkeys(running)))
+    with pytest.raises(NoRoute, match=f"'other' does not exist; {says}$"):
         connect("other")
 
 

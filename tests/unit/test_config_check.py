@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
 import pytest
 import yaml
 
+from serve_app import config_check
+from serve_app.adapters import litellm_upstream, lm_upstream
 from serve_app.build_refused import BuildRefused
 from serve_app.config import AppConfig
 from serve_app.config_check import check_file, load_app_config, load_policy
@@ -386,6 +390,34 @@ def test_a_cache_rule_that_no_answer_can_match_is_named(workdir: Path, rules: li
     where = "applications[0].args.programs[0].cache."
     assert [line.partition(where)[2] for line in found] == says
     assert all(line.startswith(f"c.yaml:{20 + len(rules)}:") for line in found)
+
+
+def test_a_provider_that_nobody_knows_is_named(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litellm_upstream, "litellm_providers", lambda: ["openai", "deepinfra"])  # it is slow to import
+    monkeypatch.setattr(lm_upstream, "litellm_knows", lambda lm, _: lm.startswith("deepinfra/"))
+    assert lines_of(BASE.replace("openai/gpt-4o-mini", "deepinfra/a")) == []
+    assert lines_of(BASE.replace("openai/gpt-4o-mini", "opnai/a")) == [
+        "c.yaml:35: applications[0].args.models[1].lm: unknown provider 'opnai'; did you mean 'openai'?"
+    ]
+
+
+def test_a_program_whose_constructor_takes_long_is_told_while_it_does(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+    said: list[str] = []
+    monkeypatch.setattr(config_check, "SLOW_S", 0.01)
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=lambda text: (said.append(text), told.set())))
+
+    class Slow(dspy.Predict):
+        def __init__(self) -> None:
+            super().__init__("ticket -> category, confidence: float")
+            told.wait(10)
+
+    monkeypatch.setitem(sys.modules, "slow_program", SimpleNamespace(Slow=Slow))
+    text = BASE.replace('"ticket, context -> category, confidence: float"', "slow_program:Slow")
+    lines_of(text.replace("drop_inputs: [context]", "drop_inputs: []"))
+    assert said == ["Still loading program 'triage' (slow_program:Slow) …\n"]
 
 
 def test_a_name_taken_twice_says_by_whom(workdir: Path) -> None:

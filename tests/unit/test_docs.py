@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -10,7 +11,10 @@ from serve_app import errors
 from serve_app.config_reference import reference
 from serve_app.deployments.openapi import MetaBody, Problem
 from serve_app.deployments.requests import OptionsBody
+from serve_app.simulator.faults import PlainFault, SilenceFault, SlowFault, StatusFault
+from serve_app.simulator.profile import ModelProfile, Replay
 
+FAULTS = (StatusFault, SilenceFault, SlowFault, PlainFault)
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "CONTRIBUTING.md"])
@@ -66,6 +70,15 @@ def test_a_table_of_members_names_all_of_them(title: str, model: type[BaseModel]
 def test_the_members_of_a_problem_are_named() -> None:
     said = section("http.md", "## Errors").partition("The members are")[2].partition(". ")[0]
     assert set(re.findall(r"`(\w+)`", said)) == Problem.model_fields.keys()
+
+
+def test_the_page_about_the_simulator_names_every_key_and_every_kind_of_fault() -> None:
+    kinds = {kind for fault in FAULTS for kind in get_args(fault.model_fields["kind"].annotation)}
+    assert names(section("simulator.md", "## Faults")) == kinds
+    assert names(section("simulator.md", "## Profiles")) == ModelProfile.model_fields.keys()
+    keys = {key for fault in FAULTS for key in fault.model_fields}
+    assert keys <= set(re.findall(r"\w+", section("simulator.md", "## Faults")))
+    assert Replay.model_fields.keys() <= set(re.findall(r"\w+", section("simulator.md", "## Replay")))
 
 
 def test_every_alert_and_panel_that_operating_names_exists() -> None:

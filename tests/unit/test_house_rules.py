@@ -1,6 +1,7 @@
 """Who may import whom."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_dependencies_point_one_way(lower, higher) -> None:
 def test_nothing_in_serve_app_imports_the_graphs() -> None:
     for path in modules("serve_app"):
         assert not [name for name in imports(path) if name.split(".")[0] == "graphs"], path
+
+
+def events(path: Path) -> list[str]:
+    """What a module logs, as it is written there."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    by = r"_?log(ger)?\.(debug|info|warning|error|exception)"
+    return [ast.unparse(call.args[0]).strip("'") for call in calls if re.fullmatch(by, ast.unparse(call.func))]
+
+
+@pytest.mark.parametrize("path", modules("serve_app"), ids=lambda path: path.stem)
+def test_what_a_line_is_about_is_a_field_and_not_part_of_the_event(path) -> None:
+    assert not [event for event in events(path) if not re.fullmatch(r"[a-z_]+\.([a-z_]+|%s)", event)]
 
 
 def test_nothing_unpickles() -> None:

@@ -135,8 +135,11 @@ def test_what_would_not_run_there_is_one_line_with_its_place(monkeypatch, capsys
     assert line in said
 
 
-def test_a_cache_on_this_machine_is_refused_however_it_was_named(monkeypatch, capsys) -> None:
-    (said,) = refusal(monkeypatch, capsys, "--redis-url", "redis://localhost:6379")
+@pytest.mark.parametrize(
+    "url", ["redis://localhost:6379", "rediss://u:p@[::1]/2", "redis+cluster://far:1,127.0.0.1:2", "unix:///tmp/x"]
+)
+def test_a_cache_on_this_machine_is_refused_however_it_was_named(monkeypatch, capsys, url) -> None:
+    (said,) = refusal(monkeypatch, capsys, "--redis-url", url)
     assert "cache.redis_url: is the pod itself there" in said
 
 

@@ -20,11 +20,11 @@ from typing import Any
 import psutil
 import pytest
 
-from serve_app import launch_child
+from serve_app import launch_child, launcher
 from serve_app.errors import ConfigError
 from serve_app.launch_log import LogFile
 from serve_app.launch_ports import Endpoint, Port, endpoint_of, needed_ports, reserved
-from serve_app.launch_ready import example_call, is_ready, sample
+from serve_app.launch_ready import announcement, example_call, is_ready, sample, urls_of
 from serve_app.launcher import environment, reasons_of
 
 HA, FAST = "RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED"
@@ -257,6 +257,32 @@ def test_the_example_is_a_curl_for_the_first_program() -> None:
     assert '{"inputs": {"q": "It\'s"}}' in shell.stdout
 
 
+def test_every_application_is_named_where_it_answers_and_those_with_programs_with_a_call() -> None:
+    types = {"inputs": {"properties": {"q": {"examples": ["a"]}}, "required": ["q"]}}
+    programs = {"/v1/programs": (200, {"programs": [{"name": "ask"}]}), "/v1/programs/ask": (200, types)}
+    second = {f"/second{path}": answer for path, answer in programs.items()}
+    document = {
+        "applications": [
+            {"name": "desk"},
+            {"name": "second", "route_prefix": "/second"},
+            {"name": "simulator", "route_prefix": "/sim"},
+            {"name": "inner", "route_prefix": None},
+        ]
+    }
+    with service(programs | second) as url:
+        lines = announcement(urls_of(document, url))
+        calls = [example_call(base) for base in (url, f"{url}/second")]
+    assert lines == [
+        f"Ready: {url} (desk, API: {url}/docs)",
+        f"Ready: {url}/second (second, API: {url}/second/docs)",
+        f"Ready: {url}/sim (simulator)",
+        "Try:",
+        f"  {calls[0]}",
+        f"  {calls[1]}",
+        "Ctrl-C ends it.",
+    ]
+
+
 def test_a_service_of_another_kind_has_no_example() -> None:
     with service({"/v1/programs": (200, ["x"])}) as url:
         assert example_call(url) == ""
@@ -334,6 +360,19 @@ def test_a_file_with_a_mistake_starts_nothing(tmp_path: Path) -> None:
     )
     assert done.stderr == f"{file}:2: application: unknown key; did you mean 'applications'?\n"
     assert done.returncode == 2
+
+
+def test_a_file_with_a_mistake_is_told_before_a_port_that_is_taken(
+    locks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with listening() as port:
+        Path("c.yaml").write_text(f"http_options: {{host: 127.0.0.1, port: {port}}}\napplication: []\n")
+        with pytest.raises(ConfigError) as refused:
+            launcher.run(Path("c.yaml"), plain=True)
+    mistake, taken = refused.value.problems
+    assert mistake == "c.yaml:2: application: unknown key; did you mean 'applications'?"
+    assert f"port {port} is in use by" in taken
 
 
 class Looks:

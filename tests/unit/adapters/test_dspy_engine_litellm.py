@@ -53,16 +53,20 @@ async def by_question(received, writer):
     await (limited if b"limit me" in received.body else reply())(received, writer)
 
 
-async def test_a_provider_without_a_client_is_asked_through_litellm(server):
-    # In a process of its own: importing LiteLLM takes seconds, warns, and stays.
-    server.answer = by_question
+async def result_of(script: str, *arguments: str):
+    """What the script prints last, as JSON, from a process of its own: importing LiteLLM takes seconds and warns."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", LITELLM_RUN, server.url,
+        sys.executable, "-c", script, *arguments,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PYTHONPATH": ":".join(sys.path), "PATH": ""},
     )  # fmt: skip
     out, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0, err.decode()
-    answered, limited, ignored = json.loads(out.decode().splitlines()[-1])
+    return json.loads(out.decode().splitlines()[-1])
+
+
+async def test_a_provider_without_a_client_is_asked_through_litellm(server):
+    server.answer = by_question
+    answered, limited, ignored = await result_of(LITELLM_RUN, server.url)
     assert answered == {"answer": "Paris", "calls": 1, "tokens": [120, 12]}
     assert limited == {
         "error": "LMRateLimitError",
@@ -76,6 +80,47 @@ async def test_a_provider_without_a_client_is_asked_through_litellm(server):
     sent = server.requests[0]
     assert sent.json.get("max_completion_tokens", sent.json.get("max_tokens")) == 20
     assert sent.headers["authorization"] == "Bearer no-key"
+
+
+UNKNOWN_PROVIDER = """
+import asyncio, json, sys
+import dspy
+from serve_app.adapters.call_scope import call_scope
+from serve_app.adapters.dspy_engine import LMPool
+from serve_app.adapters.lm_upstream import knows_provider
+from serve_app.adapters.program_errors import translate
+from serve_app.config import ModelConfig
+
+def model(lm, **settings):
+    return ModelConfig(name="m", lm=lm, **settings)
+
+async def outcome(lm):
+    with call_scope(20.0, None), dspy.context(lm=lm):
+        try:
+            await dspy.Predict("question -> answer").acall(question="?")
+        except dspy.LMError as error:
+            return [translate(error).outcome, str(translate(error))]
+
+known = {lm: knows_provider(model(lm)) for lm in ("openai/a", "anthropic/a")}
+imported = "litellm" in sys.modules
+known |= {lm: knows_provider(model(lm)) for lm in ("together_ai/a", "opnai/a", "meta-llama/a")}
+at_groq = knows_provider(model("meta-llama/a", api_base="https://api.groq.com/openai/v1"))
+print(json.dumps([known, imported, at_groq, asyncio.run(outcome(LMPool().lm(model("opnai/a"))))]))
+"""
+
+
+async def test_a_provider_that_nobody_knows_is_told_before_and_is_the_operators_fault_in_a_call():
+    known, was_imported, at_groq, outcome = await result_of(UNKNOWN_PROVIDER)
+    assert known == {
+        "openai/a": True,
+        "anthropic/a": True,
+        "together_ai/a": True,
+        "opnai/a": False,
+        "meta-llama/a": False,
+    }
+    assert not was_imported, "LiteLLM takes seconds to import"
+    assert at_groq, "LiteLLM knows some providers by their address"
+    assert outcome == ["denied", "the model's provider denied access (unknown_provider)"]
 
 
 def test_retry_after_is_read_as_seconds_or_as_a_date():

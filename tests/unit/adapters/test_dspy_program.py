@@ -16,6 +16,7 @@ from serve_app.errors import (
     BadOutput,
     ConfigError,
     InvalidInputs,
+    Overloaded,
     ProgramError,
     UpstreamError,
     UpstreamRefused,
@@ -299,8 +300,7 @@ async def test_the_programs_own_error_is_logged_and_not_told(caplog):
     assert "1234" not in caught.value.detail
     assert "1234" in caplog.text
     [record] = caplog.records
-    assert record.program == "sample"
-    assert record.request_id == "r1"
+    assert (record.getMessage(), record.program, record.request_id) == ("program.raised", "sample", "r1")
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
@@ -332,6 +332,24 @@ async def test_a_timeout_of_the_programs_own_is_not_the_models():
 async def test_a_cancellation_of_the_programs_own_is_not_the_callers():
     with pytest.raises(ProgramError):
         await run(load("CancelsItself"), Provider("unused"))
+
+
+async def test_threads_that_are_all_held_are_logged_once_and_not_once_a_call(caplog):
+    program_samples.Waits.release.clear()
+    program = load_program(config("program_samples:Waits"), max_calls=1)
+    for _ in range(2):
+        with pytest.raises(UpstreamError), call_scope(0.05):
+            await program.run(call({"text": "t"}), Provider("unused").lm())
+    for _ in range(3):
+        with pytest.raises(Overloaded):
+            await run(program, Provider("unused"), {"text": "t"})
+    program_samples.Waits.release.set()
+    [record] = caplog.records
+    assert (record.getMessage(), record.program, record.threads) == ("program.threads_held", "sample", 2)
+    async with asyncio.timeout(10):
+        while program.stuck_threads:
+            await asyncio.sleep(0)
+    assert (await run(program, Provider("unused"), {"text": "t"})).outputs == {"letters": 1}
 
 
 async def test_a_program_that_returns_none_of_its_outputs_is_at_fault(monkeypatch, caplog):
@@ -437,8 +455,9 @@ def test_a_type_without_json_form_is_told_with_its_key():
     )
 
 
-def test_a_confidence_field_that_a_predictor_never_gives_is_told():
-    assert problems("Classify", confidence_field="scores") == [
+@pytest.mark.parametrize("name", ["Classify", "OneShot"])
+def test_a_confidence_field_that_is_no_output_is_told_where_the_outputs_are_known(name):
+    assert problems(name, confidence_field="scores") == [
         "programs.sample.confidence_field: there is no output 'scores'; did you mean 'score'?"
     ]
 

@@ -1,6 +1,7 @@
 """A log line is one JSON object, whatever is logged."""
 
 import asyncio
+import builtins
 import json
 import logging
 import sys
@@ -43,6 +44,17 @@ def test_an_exception_comes_with_its_traceback_in_the_same_line() -> None:
         read = line(exc_info=sys.exc_info())
     assert "Traceback" in read["exception"]
     assert "ValueError: invalid literal" in read["exception"]
+
+
+def test_a_traceback_is_whole_where_print_is_ray_serves_own(monkeypatch) -> None:
+    python_s = builtins.print
+    monkeypatch.setattr(builtins, "print", lambda *objects, **options: python_s(objects, **options))
+    try:
+        int("no")
+    except ValueError:
+        written = line(exc_info=sys.exc_info())["exception"].splitlines()
+    assert written[0] == "Traceback (most recent call last):"
+    assert written[-1].startswith("ValueError: invalid literal")
 
 
 @pytest.mark.parametrize(

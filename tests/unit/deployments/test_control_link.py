@@ -147,6 +147,18 @@ async def test_while_the_control_plane_is_away_the_last_snapshot_holds() -> None
     link.stop()
 
 
+@pytest.mark.parametrize("deployment", ["Router", "Cache", "Model:large"])
+async def test_every_replica_reports_its_memory(deployment) -> None:
+    link = ControlLink(FakeControl(), deployment, Telemetry())
+    link.start()
+    await until(lambda: link._handle.reports)
+    link.stop()
+    (report,) = link._handle.reports
+    (memory,) = [family for family in report.metrics if family.name == "dspy_memory_usage_mb"]
+    ((_, _, mebibytes),) = memory.samples
+    assert mebibytes > 1
+
+
 async def test_samples_are_bounded() -> None:
     link = ControlLink(FakeControl(), "Router", Telemetry())
     for _ in range(10_000):

@@ -9,6 +9,7 @@ from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import BreakerPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.route_gate import RouteGate
+from serve_app.core.service_level import MIN_CALLS
 from serve_app.deployments.control_plane import GATHER_S, SILENCE_S, ControlPlane
 from serve_app.errors import ConfigError, ControlPlaneUnreachable
 from serve_app.messages import Level, MetricType, ModelLoad, Origin, Outcome, OutcomeCount, Report, ScoreSum
@@ -80,6 +81,14 @@ async def test_failing_calls_lower_the_level_and_say_why(plane, clock) -> None:
     page = (await plane.metrics()).decode()
     assert "dspy_degradation_level 2.0" in page
     assert 'dspy_degradation_cause{cause="error_rate"} 1.0' in page
+
+
+@pytest.mark.parametrize("reading", ["latencies_s", "waits_s"])
+async def test_a_few_slow_calls_of_one_program_leave_the_level_of_all(plane, reading) -> None:
+    few = Report("Ingress-1", "Ingress", **{reading: (60.0,) * (MIN_CALLS - 1)})
+    assert (await plane.exchange(few)).level is Level.FULL
+    one_more = Report("Ingress-1", "Ingress", **{reading: (60.0,)})
+    assert (await plane.exchange(one_more)).level is Level.DEGRADED
 
 
 async def test_a_busy_cpu_does_not_count_while_the_cluster_starts(plane, clock) -> None:
