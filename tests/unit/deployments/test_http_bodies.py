@@ -156,20 +156,11 @@ async def test_what_is_not_there_is_a_problem_too(method, path, status, code) ->
     assert body["request_id"]
 
 
-async def test_a_request_id_that_is_empty_is_replaced() -> None:
-    reply = await Bench().ask(headers={"x-request-id": ""})
+@pytest.mark.parametrize("given", ["", "x" * 129, "tab\there"])
+async def test_a_request_id_that_is_unfit_is_replaced(given) -> None:
+    reply = await Bench().ask(headers={"x-request-id": given})
     made = reply.json()["meta"]["request_id"]
     assert re.fullmatch(r"[0-9a-f]{32}", made)
-
-
-@pytest.mark.parametrize("given", ["x" * 129, "tab\there", "caf\u00e9"])
-async def test_a_request_id_that_is_unfit_is_refused_since_ray_puts_it_on_the_response(given) -> None:
-    bench = Bench()
-    reply = await bench.ask(headers={"x-request-id": given.encode("latin-1")})
-    problem = reply.json()
-    assert (reply.status_code, problem["code"], problem["request_id"]) == (422, "invalid_inputs", given)
-    assert "X-Request-ID must have at most 128 characters" in problem["detail"]
-    assert bench.counted() == {"invalid_inputs": 1}
 
 
 @pytest.mark.parametrize(
