@@ -186,7 +186,7 @@ class ProgramConfig(Section):
     description: str = ""
     """One sentence for ``/docs``; empty takes the program's docstring."""
     confidence_field: str | None = None
-    """An output in 0..1 that says how sure the program is; an attribute of what it returns if it declares none."""
+    """An output field or attribute in 0..1 that says how sure the program is."""
     reward: RewardConfig | None = None
     """Scores answers: ``module:function``, or a mapping with ``function``, ``share`` and ``timeout_s``."""
     record: RecordConfig | None = None

@@ -294,9 +294,9 @@ def _distinct(variants: list[Variant]) -> list[Variant]:
 
 
 def _confidence_problems(config: ProgramConfig, full: Variant) -> list[str]:
-    """Where outputs are a guess, the program may give an attribute that nobody can know of before."""
+    """A bare predictor's prediction has its outputs and nothing else; other programs may add attributes."""
     field, outputs = config.confidence_field, full.interface.outputs
-    if field is None or field in outputs or not full.interface.is_declared:
+    if field is None or field in outputs or not isinstance(full.module, dspy.Predict):
         return []
     return [f"programs.{config.name}.confidence_field: there is no output {field!r}{nearest(field, outputs)}"]
 

@@ -455,9 +455,8 @@ def test_a_type_without_json_form_is_told_with_its_key():
     )
 
 
-@pytest.mark.parametrize("name", ["Classify", "OneShot"])
-def test_a_confidence_field_that_is_no_output_is_told_where_the_outputs_are_known(name):
-    assert problems(name, confidence_field="scores") == [
+def test_a_confidence_field_that_a_predictor_never_gives_is_told():
+    assert problems("Classify", confidence_field="scores") == [
         "programs.sample.confidence_field: there is no output 'scores'; did you mean 'score'?"
     ]
 
