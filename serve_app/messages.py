@@ -458,7 +458,7 @@ class ModelLoad:
         waiting: calls that waited for a slot, by priority, best first.
         service_s: seconds that a served call takes; of a replica that served none lately, those of its last ones.
         replicas: how many reported.
-        refused: calls a second that routers sent elsewhere or refused, as too many wait.
+        lost: calls that would run, had routers not refused them or sent them elsewhere as too many wait.
     """
 
     slots: float = 0.0
@@ -466,7 +466,7 @@ class ModelLoad:
     waiting: tuple[float, ...] = (0.0, 0.0, 0.0)
     service_s: float = 0.0
     replicas: int = 0
-    refused: float = 0.0
+    lost: float = 0.0
 
     @property
     def spread(self) -> int:

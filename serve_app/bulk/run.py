@@ -76,7 +76,10 @@ class BulkRun:
             async def ask(row: Row) -> Outcome:
                 outcome = await self.retries.run(lambda: call(row))
                 if _is_unanswered(outcome) and await call.is_served():
-                    outcome = _its_own(await call(row))
+                    outcome = await call(row)
+                    if outcome.is_retryable and not _is_unanswered(outcome):  # all who waited are asked again at once
+                        outcome = await self.retries.run(lambda: call(row))
+                    outcome = _its_own(outcome)
                 return row, outcome
 
             outcomes = as_finished(rows, ask, self.concurrency)

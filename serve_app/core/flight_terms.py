@@ -9,6 +9,9 @@ A flight is an answer on its way; who started it, leads it.
 
     its flight failed         a call that had joined
     for want of time or room  asks in its own right: these are not its own
+    ... as a model's replica
+    said that has no room     shares it, unless it goes before the leader or has much more time: else a herd would ask
+                              there one by one
     in a way that may pass,
     and was led with much
     less time than it has     asks in its own right: the flight was cut short, or tried fewer models
@@ -61,10 +64,19 @@ class Terms(NamedTuple):
             return False
         return led.ends_at - self.asked_at <= MUCH * self.time_s and not (again and self._has_much_more_than(led))
 
-    def asks_after(self, error: SwitchyardError, led: Terms) -> bool:
-        """Whether a call of these terms, which had joined a flight that ended with ``error``, asks in its own right."""
-        if isinstance(error, DeadlineExceeded) or type(error) is Overloaded:
+    def asks_after(self, error: SwitchyardError, led: Terms, *, was_tried: bool = False) -> bool:
+        """Whether a call of these terms, which had joined a flight, asks in its own right.
+
+        Args:
+            error: that the flight ended with.
+            led: the terms that it was led on.
+            was_tried: whether models were asked for it, or their replicas.
+        """
+        if isinstance(error, DeadlineExceeded) or (type(error) is Overloaded and not was_tried):
             return True
+        if type(error) is Overloaded:
+            goes_before = PRIORITIES.index(self.priority) < PRIORITIES.index(led.priority)
+            return goes_before or self._has_much_more_than(led)
         is_everybodys = isinstance(error, RateLimited) or not error.retryable
         return not is_everybodys and self._has_much_more_than(led)
 

@@ -15,8 +15,8 @@ def model_deployment_name(model: str) -> str:
 
 
 SLOTS: Final = "slots"
-REFUSED: Final = "refused_"
-"""Before a model's name: calls a second that a router did not send to it, as too many wait there."""
+LOST: Final = "lost_"
+"""Before a model's name: calls that would run there, had a router not refused them or sent them elsewhere."""
 WAITING: Final = tuple(f"waiting_{priority}" for priority in PRIORITIES)
 
 
@@ -27,12 +27,12 @@ def gauges_of(queue: SlotQueue) -> dict[str, float]:
     return own | {"queue_depth": float(queue.waiting)} | waiting
 
 
-def load_of(replicas: Iterable[Mapping[str, float]], refused: float = 0.0) -> ModelLoad:
+def load_of(replicas: Iterable[Mapping[str, float]], lost: float = 0.0) -> ModelLoad:
     """The sum over a model's replicas; service times are averaged over those that have served, by their slots.
 
     Args:
         replicas: gauges of each.
-        refused: calls a second that routers did not send to them.
+        lost: calls that would run there, had routers sent them.
     """
     known = [gauges for gauges in replicas if SLOTS in gauges]
     timed = [gauges for gauges in known if gauges["service_s"] > 0]
@@ -43,5 +43,5 @@ def load_of(replicas: Iterable[Mapping[str, float]], refused: float = 0.0) -> Mo
         waiting=tuple(sum(gauges[name] for gauges in known) for name in WAITING),
         service_s=sum(gauges["service_s"] * gauges[SLOTS] for gauges in timed) / timed_slots if timed_slots else 0.0,
         replicas=len(known),
-        refused=refused,
+        lost=lost,
     )

@@ -30,7 +30,7 @@ from typing import Final
 
 from serve_app.core.clock import Clock
 from serve_app.core.expected_wait import expected_wait_s, refuse, room_for, too_late
-from serve_app.core.lost_demand import LostDemand
+from serve_app.core.offered_calls import OfferedCalls
 from serve_app.core.permit import Refusal
 from serve_app.core.service_times import ServiceTimes
 from serve_app.messages import PRIORITIES, Priority
@@ -83,7 +83,7 @@ class SlotQueue:
 
     Attributes:
         running: calls that hold a slot.
-        lost: calls that were refused, or waited in vain.
+        offered: calls that got a slot, and those that were refused or waited in vain.
     """
 
     def __init__(self, slots: int, max_waiting: int, *, clock: Clock) -> None:
@@ -94,7 +94,7 @@ class SlotQueue:
         self._passed = dict.fromkeys(PRIORITIES, 0)
         self._service = ServiceTimes(clock=clock)
         self.running = 0
-        self.lost = LostDemand(clock=clock)
+        self.offered = OfferedCalls(clock=clock)
 
     @property
     def slots(self) -> int:
@@ -134,7 +134,7 @@ class SlotQueue:
             program: whose calls tell how long it will run; those that name none are alike.
         """
         if refusal := self._refusal(priority, remaining_s, program):
-            self.lost.note()
+            self.offered.lose()
             return refusal
         place = Place(self, priority, self._clock() + remaining_s, on_turn, program)
         self._waiting[priority][place] = None
@@ -160,7 +160,7 @@ class SlotQueue:
             if self._waiting[worse]:
                 place, _ = self._waiting[worse].popitem()
                 place._drop(full)  # noqa: SLF001 - two halves of one thing
-                self.lost.note()
+                self.offered.lose()
                 return True
         return False
 
@@ -170,10 +170,11 @@ class SlotQueue:
         while self.running < self._slots and (place := self._take()):
             if place.expires_at <= now or (place.waited and place.expires_at < now + self.run_s(place.program)):
                 place._drop(refuse(0, "deadline"))  # noqa: SLF001 - two halves of one thing
-                self.lost.note()
+                self.offered.lose()
                 continue
             self._note_turn(place.priority)
             self.running += 1
+            self.offered.took()
             place._start(now)  # noqa: SLF001 - two halves of one thing
 
     def _take(self) -> Place | None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from serve_app.config import ModelConfig
 from serve_app.core.clock import Clock
+from serve_app.core.deadline import MIN_USEFUL_S
 from serve_app.core.outcomes import classify_timeout
 from serve_app.core.recent_usage import RecentUsage
 from serve_app.deployments.control_link import ControlLink
@@ -40,6 +41,14 @@ class AttemptJudge:
         """Seconds that the program usually runs on the model: as seen, or with nothing seen, as configured."""
         return self._recent.usual_run_s(program, model) or self._models[model].latency_s
 
+    def _least_s(self, program: str, model: str) -> float:
+        """Seconds that an attempt must have had for its timeout to count.
+
+        What is configured is no answer: a model that hangs from the start would never be left alone by callers with
+        less time than that.
+        """
+        return self._recent.usual_run_s(program, model) or min(MIN_USEFUL_S, self._models[model].latency_s)
+
     def outcome(self, program: str, model: str, result: Result, *, took_s: float, given_s: float) -> Outcome:
         """How the attempt ended; a replica that was still to be started, or is gone, did not work on it.
 
@@ -50,17 +59,17 @@ class AttemptJudge:
             took_s: seconds that it took.
             given_s: seconds that it was given.
         """
-        is_starting = self._is_starting(model)
+        is_starting = self.is_starting(model)
         if result.error is None:
             return Outcome.OK
         outcome = result.error.outcome
         if was_lost(result) or (is_starting and outcome is Outcome.TIMEOUT and not result.attempts):
             return Outcome.CUT_SHORT
         ran_s = result.attempts[-1].latency_s if result.attempts else took_s
-        usual_s = self.usual_run_s(program, model)
+        usual_s = self._least_s(program, model)
         return classify_timeout(outcome, ran_s=ran_s, took_s=took_s, given_s=given_s, usual_s=usual_s)
 
-    def _is_starting(self, model: str) -> bool:
+    def is_starting(self, model: str) -> bool:
         """Whether a model that may scale to zero has no replica, but has not been without one for too long."""
         load = self._link.snapshot.loads.get(model)
         if self._models[model].replicas.min or (load and load.replicas):

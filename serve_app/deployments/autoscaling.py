@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve_app.config import Replicas
-from serve_app.core.lost_demand import replicas_lost
 from serve_app.core.scaling import Readings, replicas_wanted
 from serve_app.core.slot_queue import SlotQueue
 from serve_app.messages import ModelLoad
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 WAITING: Final = "waiting"
 RUNNING: Final = "running"
 SLOTS: Final = "slots"
+TAKEN: Final = "taken"
 LOST: Final = "lost"
 HELD_BACK: Final = "held_back"
 
@@ -41,12 +41,14 @@ def stats_of(queue: SlotQueue, load: ModelLoad | None, *, is_held_back: bool) ->
         load: of the model's replicas together, as last told; routers refuse for all of them.
         is_held_back: whether more replicas would not help.
     """
-    elsewhere = load.refused / max(1, load.replicas) if load else 0.0
+    taken, lost = queue.offered.running(queue.service_s or (load.service_s if load else 0.0))
+    elsewhere = load.lost / max(1, load.replicas) if load else 0.0
     return {
         WAITING: float(queue.waiting),
         RUNNING: float(queue.running),
         SLOTS: float(queue.slots),
-        LOST: replicas_lost(queue.lost.a_second + elsewhere, queue.service_s, queue.slots),
+        TAKEN: taken / queue.slots,
+        LOST: (lost + elsewhere) / queue.slots,
         HELD_BACK: float(is_held_back),
     }
 
@@ -63,7 +65,8 @@ def queue_depth_policy(ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         newest_waiting=newest.get(WAITING, _sum(recorded, WAITING)),
         running=_sum(recorded, RUNNING),
         slots=_sum(recorded, SLOTS),
-        lost=_sum(recorded, LOST),
+        taken=newest.get(TAKEN, 0.0),
+        lost=newest.get(LOST, 0.0),
         is_held_back=newest.get(HELD_BACK, _sum(recorded, HELD_BACK)) > 0,
     )
     floor, ceiling = ctx.capacity_adjusted_min_replicas, ctx.capacity_adjusted_max_replicas

@@ -156,7 +156,8 @@ class Cache:
                 return _out_of_time(call)
             if led is None:
                 return result
-            if result.error is None or not self._terms(call, deadline).asks_after(result.error, led):
+            was_tried, terms = bool(result.attempts), self._terms(call, deadline)
+            if result.error is None or not terms.asks_after(result.error, led, was_tried=was_tried):
                 return self._share(call, result)
             if refusal := self._refusal(call, deadline - self._clock()):  # at once: else a herd leads one by one
                 return self._refuse(call, refusal)

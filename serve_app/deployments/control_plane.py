@@ -19,7 +19,7 @@ from serve_app.config import AppConfig, Policy
 from serve_app.config_check import load_policy
 from serve_app.core.clock import Clock
 from serve_app.core.degradation import Decision
-from serve_app.core.model_load import REFUSED, load_of, model_deployment_name
+from serve_app.core.model_load import LOST, load_of, model_deployment_name
 from serve_app.core.quality_board import QualityBoard
 from serve_app.core.recent_calls import RecentCalls
 from serve_app.core.roster import SILENCE_S, Roster
@@ -298,9 +298,9 @@ class ControlPlane:
 
     def _loads(self) -> dict[str, ModelLoad]:
         """How busy each model is, by what its replicas said last."""
-        refused = self._roster.sums(REFUSED)
+        lost = self._roster.sums(LOST)
         return {
-            name: load_of(self._roster.gauges_of(model_deployment_name(name)), refused.get(name, 0.0))
+            name: load_of(self._roster.gauges_of(model_deployment_name(name)), lost.get(name, 0.0))
             for name in self._models.names
         }
 

@@ -42,6 +42,7 @@ class Journey:
         refusals: of models that were not asked.
         error: of the last attempt.
         journal: what the attempts finished before they failed.
+        is_answered: whether a model has answered, and others are given up.
         is_out_of_time: whether a model was left out because too little time was left for its answer.
     """
 
@@ -55,6 +56,7 @@ class Journey:
     refusals: list[Refusal] = field(default_factory=list)
     error: SwitchyardError | None = None
     journal: tuple[Step, ...] = ()
+    is_answered: bool = False
     is_out_of_time: bool = False
 
     @property

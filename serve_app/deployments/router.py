@@ -17,8 +17,8 @@ from serve_app.core.clock import Clock
 from serve_app.core.deadline import attempt_timeout_s, is_worth_asking, passed_on_s
 from serve_app.core.expected_wait import BUSY, refusal_at
 from serve_app.core.fallback import FallbackPlan
-from serve_app.core.lost_demand import LostDemand
-from serve_app.core.model_load import REFUSED
+from serve_app.core.model_load import LOST
+from serve_app.core.offered_calls import OfferedCalls
 from serve_app.core.outcomes import MEANINGS, classify_latency
 from serve_app.core.permit import Refusal
 from serve_app.core.recent_usage import RecentUsage
@@ -94,12 +94,12 @@ class Router:
         self._clock = clock
         policy = link.snapshot.policy
         self._sent = {name: _Sent() for name in stages}
-        self._lost = {name: LostDemand(clock=clock) for name in stages}
+        self._offered = {name: OfferedCalls(clock=clock) for name in stages}
         self._gates = {name: RouteGate(policy.breaker, clock=clock) for name in stages}
         self._budget = RetryBudget(policy.retry, clock=clock)
         self._recent = RecentUsage(clock=clock)
         self._judge = AttemptJudge(self._models, self._recent, link, clock=clock)
-        link.add_gauges(lambda: {REFUSED + name: lost.a_second for name, lost in self._lost.items()})
+        link.add_gauges(self._lost)
         link.add_breakers(lambda: {name: gate.report() for name, gate in self._gates.items()}, self._apply)
         link.on_snapshot(self._reconfigure)
 
@@ -150,7 +150,9 @@ class Router:
             done, _ = await asyncio.wait(running, timeout=hedge_after_s)
             if not done and (hedge := self._next(journey, is_hedge=True)):
                 running.add(asyncio.create_task(self._attempt(journey, *hedge)))
-            return await _first_answer(running)
+            result = await _first_answer(running)
+            journey.is_answered = result.error is None
+            return result
         finally:
             for task in running:
                 task.cancel()
@@ -169,9 +171,20 @@ class Router:
                 self._gates[model].release(permit)
                 return None
             if not is_hedge:  # what cannot be asked beside another may be asked after it
-                journey.refusals.append(permit)
-                journey.plan.skip(model)
+                self._leave_out(journey, model, permit)
         return None
+
+    def _leave_out(self, journey: Journey, model: str, refusal: Refusal) -> None:
+        journey.refusals.append(refusal)
+        journey.plan.skip(model)
+        if refusal.reason == BUSY:
+            self._offered[model].lose()
+
+    def _lost(self) -> dict[str, float]:
+        """For each model, how many calls would run there that it was too busy for."""
+        loads = self._link.snapshot.loads
+        known_s = {name: loads[name].service_s if name in loads else 0.0 for name in self._offered}
+        return {LOST + name: offered.running(known_s[name])[1] for name, offered in self._offered.items()}
 
     def _too_busy(self, journey: Journey, model: str) -> Refusal | None:
         """Why the call cannot expect a slot of the model in its time; ``None`` when it can, or nothing is known."""
@@ -182,10 +195,7 @@ class Router:
         sent = self._sent[model].since(self._link.snapshot)
         run_s = self._recent.usual_run_s(journey.call.program, model)
         refusal = refusal_at(load, journey.call.options.priority, timeout_s, sent, run_s=run_s)
-        if refusal is None:
-            return None
-        self._lost[model].note()
-        return replace(refusal, reason=BUSY)
+        return replace(refusal, reason=BUSY) if refusal else None
 
     def _is_up(self, model: str) -> bool:
         return self._gates[model].refusal() is None
@@ -257,9 +267,10 @@ class Router:
         return result
 
     def _give_back(self, journey: Journey, model: str, permit: RoutePermit, took_s: float) -> None:
-        """A caller left, or another model was quicker; by then, this one may have been slow."""
+        """A caller left, which says nothing; or another model was quicker, and by then this one may have been slow."""
         journey.attempts.append(Attempt(model, Outcome.CANCELLED, took_s))
-        if took_s >= self._link.snapshot.policy.breaker.slow_call_s:
+        is_slow = took_s >= self._link.snapshot.policy.breaker.slow_call_s
+        if journey.is_answered and is_slow and not self._judge.is_starting(model):
             self._gates[model].record(permit, Outcome.SLOW, took_s)
         else:
             self._gates[model].release(permit)

@@ -158,6 +158,20 @@ async def test_a_row_that_gets_no_answer_of_an_application_that_is_there_fails_a
     assert f"HTTP status {status}" in error["detail"]
 
 
+async def test_a_row_that_is_refused_as_soon_as_the_application_is_back_waits_on(tmp_path) -> None:
+    def answers(ticket: str, tries: int):
+        if ticket != "b" or tries > 2:
+            return answered(ticket, tries)
+        return (502, "<html>Bad Gateway</html>", {}) if tries == 1 else (429, {"code": "shed", "detail": "full"}, {})
+
+    server = BulkServer(answers)
+    async with server.running() as url:
+        retries = Retries(0.2, sleep=no_wait, draw=lambda: 0.0)  # less than a first wait: each is asked once
+        await bulk(tmp_path, url, concurrency=1, retries=retries).run(Tally(io.StringIO()))
+    assert server.asked["b"] == 3
+    assert "outputs" in written(tmp_path)[2]
+
+
 @pytest.mark.parametrize("status", [401, 403, 408, 413])
 async def test_what_a_proxy_refuses_for_good_is_the_rows_end_and_says_why(tmp_path, status) -> None:
     server = BulkServer(proxy(status, "<html>\n  Go away" + " and away" * 99))

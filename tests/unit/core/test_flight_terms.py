@@ -56,6 +56,14 @@ def test_want_of_time_or_room_is_the_leaders_own(error, led_s) -> None:
     assert terms(30).asks_after(error, terms(led_s))
 
 
+@pytest.mark.parametrize(
+    ("led_s", "priority", "asks"),
+    [(30, Priority.DEFAULT, False), (30, Priority.CRITICAL, True), (19, Priority.DEFAULT, True)],
+)
+def test_a_replicas_refusal_is_everybodys_who_would_not_fare_better(led_s, priority, asks) -> None:
+    assert terms(30, priority=priority).asks_after(Overloaded("full"), terms(led_s), was_tried=True) is asks
+
+
 @pytest.mark.parametrize(("led_s", "asks"), [(1.9, True), (19, True), (20, False), (60, False)])
 @pytest.mark.parametrize("error", [NoRoute("x"), CircuitOpen("x"), UpstreamError("x"), BadOutput("x")])
 def test_a_failure_that_may_pass_is_the_leaders_own_when_it_had_much_less_time(error, led_s, asks) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.config import Replicas
 from serve_app.core.clock import ManualClock
-from serve_app.core.lost_demand import WINDOW_S
+from serve_app.core.offered_calls import LEAST_S, MOST_S, OfferedCalls
 from serve_app.core.slot_queue import SlotQueue
 from serve_app.deployments.autoscaling import (
     BY_ONGOING,
@@ -15,6 +15,7 @@ from serve_app.deployments.autoscaling import (
     LOST,
     RUNNING,
     SLOTS,
+    TAKEN,
     WAITING,
     queue_depth_policy,
     scaling_options,
@@ -70,7 +71,8 @@ def test_a_replica_records_what_the_policy_reads() -> None:
     queue = SlotQueue(1, 10, clock=ManualClock())
     for _ in range(3):
         queue.join(Priority.DEFAULT, 60, lambda _: None)
-    assert stats_of(queue, None, is_held_back=True) == {WAITING: 2, RUNNING: 1, SLOTS: 1, LOST: 0, HELD_BACK: 1}
+    stats = stats_of(queue, None, is_held_back=True)
+    assert stats == {WAITING: 2, RUNNING: 1, SLOTS: 1, TAKEN: 1 / LEAST_S, LOST: 0, HELD_BACK: 1}
 
 
 def test_who_is_refused_here_or_by_routers_is_lost() -> None:
@@ -82,10 +84,33 @@ def test_who_is_refused_here_or_by_routers_is_lost() -> None:
     for _ in range(7):
         queue.join(Priority.DEFAULT, 60, lambda _: None)
     assert queue.waiting == 1, "the bound"
-    stats = stats_of(queue, ModelLoad(replicas=2, refused=3.0), is_held_back=False)
-    assert stats[LOST] == pytest.approx((5 / WINDOW_S + 3.0 / 2) * 4)
-    clock.advance(2 * WINDOW_S)
+    stats = stats_of(queue, ModelLoad(replicas=2, lost=3.0), is_held_back=False)
+    assert stats[LOST] == pytest.approx(5 * 4 / LEAST_S + 3.0 / 2)
+    assert stats[TAKEN] == pytest.approx(2 * 4 / LEAST_S)
+    clock.advance(2 * LEAST_S)
     assert stats_of(queue, ModelLoad(replicas=2), is_held_back=False)[LOST] == 0
+
+
+def test_a_replica_that_has_just_come_goes_by_what_calls_take_on_the_others() -> None:
+    queue = SlotQueue(8, 10, clock=ManualClock())
+    for _ in range(10):
+        queue.offered.lose()
+    stats = stats_of(queue, ModelLoad(replicas=2, service_s=0.1), is_held_back=False)
+    assert stats[LOST] == pytest.approx(10 * 0.1 / LEAST_S / 8)
+
+
+@pytest.mark.parametrize(("service_s", "calls"), [(0.0, 4), (0.5, 2), (5.0, 20), (7.5, 20), (600.0, 20)])
+def test_calls_count_for_as_long_as_they_run(service_s, calls) -> None:
+    clock = ManualClock()
+    offered = OfferedCalls(clock=clock)
+    for _ in range(20):
+        offered.took()
+        offered.lose()
+    assert offered.running(service_s) == pytest.approx((calls, calls))
+    clock.advance(LEAST_S + 1)
+    assert offered.running(service_s) == pytest.approx((calls, calls) if service_s > LEAST_S else (0, 0))
+    clock.advance(MOST_S)
+    assert offered.running(service_s) == (0, 0)
 
 
 def test_who_waited_in_vain_was_refused() -> None:
@@ -95,7 +120,7 @@ def test_who_waited_in_vain_was_refused() -> None:
     queue.join(Priority.DEFAULT, 5, lambda _: None)
     clock.advance(6)
     first.leave(served=True)
-    assert queue.lost.a_second == 1 / WINDOW_S
+    assert queue.offered.running(LEAST_S)[1] == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from test_cache_stage import TTL_S, Bench
 
 from serve_app.core.permit import Refusal
 from serve_app.errors import Overloaded, RateLimited
-from serve_app.messages import CacheStatus, Call, Result
+from serve_app.messages import Attempt, CacheStatus, Call, Outcome, Result
 
 
 def no_room(asked: Call) -> Result:
@@ -42,6 +42,19 @@ async def test_a_refusal_holds_for_a_moment_without_asking() -> None:
     bench.advance(0.041)
     await bench.ask(asked(9))
     assert len(bench.stage.calls) == 2, "then calls ask again"
+
+
+async def test_a_herd_that_a_replica_has_no_room_for_asks_there_once() -> None:
+    async def full(asked: Call) -> Result:
+        await asyncio.sleep(0)
+        return replace(no_room(asked), attempts=(Attempt("large", Outcome.REJECTED, 0.0),))
+
+    bench = Bench(full)
+    results = await asyncio.gather(
+        *(bench.ask(replace(asked(number, text="the same?"), key="k")) for number in range(20))
+    )
+    assert {type(result.error) for result in results} == {Overloaded}
+    assert len(bench.stage.calls) == 1
 
 
 async def test_stored_answers_are_given_while_it_holds() -> None:

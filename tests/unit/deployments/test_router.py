@@ -9,6 +9,7 @@ from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_
 from serve_app.config import BreakerPolicy, LevelConfig, Levels, Policy, Replicas, RetryPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.deadline import passed_on_s
+from serve_app.core.offered_calls import LEAST_S
 from serve_app.core.recent_usage import HALF_LIFE_S
 from serve_app.deployments.attempt_judge import START_S
 from serve_app.deployments.router import Router
@@ -226,12 +227,24 @@ async def test_a_model_that_hangs_behind_a_queue_is_left_alone_all_the_same() ->
     assert bench.asked()["large"] == BreakerPolicy().minimum_calls
 
 
-@pytest.mark.parametrize(("time", "asked"), [(IMPATIENT, 20), (PATIENT, BreakerPolicy().minimum_calls)])
-async def test_a_model_of_which_no_answer_was_seen_is_judged_by_what_it_is_said_to_take(time, asked) -> None:
+@pytest.mark.parametrize(
+    ("prior_s", "time_s", "asked"),
+    [
+        (0.1, 0.05, 20),
+        (0.1, 3.0, BreakerPolicy().minimum_calls),
+        (30.0, 0.05, 20),
+        (30.0, 1.0, BreakerPolicy().minimum_calls),  # else a model that hangs from the start is asked for ever
+    ],
+)
+async def test_a_model_of_which_no_answer_was_seen_is_judged_by_any_attempt_that_was_no_mere_moment(
+    prior_s, time_s, asked
+) -> None:
     bench = Bench()
+    models = bench.router._models
+    models["large"] = models["large"].model_copy(update={"latency_s": prior_s})
     bench.models["large"]._answer = out_of_time(bench)
     for number in range(20):
-        await bench.ask(number, options=Options(model="large"), **time)
+        await bench.ask(number, options=Options(model="large"), remaining_s=time_s)
     assert bench.asked()["large"] == asked
 
 
@@ -511,6 +524,25 @@ async def test_a_quick_program_may_wait_for_the_slots_of_slow_ones() -> None:
     under_load(bench, large=ModelLoad(slots=8, running=8, waiting=(0, 1, 0), service_s=4))
     assert (await bench.ask(2, options=pinned, remaining_s=5)).error is None
     assert isinstance((await bench.ask(3, options=pinned, remaining_s=1)).error, Overloaded)
+
+
+async def test_a_call_that_a_busy_model_did_not_get_is_lost_to_it() -> None:
+    bench = Bench()
+    under_load(bench, large=QUEUED)
+    await bench.ask(remaining_s=10)
+    assert bench.link._read_gauges() == {"lost_large": 1 / LEAST_S, "lost_medium": 0, "lost_small": 0}
+
+
+async def test_callers_who_leave_say_nothing_of_a_model_however_long_they_waited() -> None:
+    bench = Bench(large=lambda _: asyncio.Event().wait())
+    for number in range(10):
+        asking = asyncio.create_task(bench.ask(number, remaining_s=100))
+        await settle()
+        bench.clock.advance(60)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await settle()
+    assert bench.router._gates["large"].refusal() is None
 
 
 async def test_when_every_model_is_too_busy_the_call_is_refused_before_any_work() -> None:

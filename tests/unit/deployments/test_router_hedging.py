@@ -1,13 +1,14 @@
 """A second attempt beside a slow one: only where the program says so, only when it takes long, only within the budget."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_all
 
 from serve_app.config import Policy, RetryPolicy
 from serve_app.deployments.router import Router
-from serve_app.messages import Complexity, Options, Outcome, Result, Snapshot
+from serve_app.messages import Complexity, ModelLoad, Options, Outcome, Result, Snapshot
 
 HARD = Options(complexity=Complexity.HIGH)
 
@@ -158,6 +159,21 @@ async def test_a_model_that_cannot_be_asked_beside_another_may_be_asked_after_it
     for model in ("medium", "small"):
         bench.router._gates[model]._own.cool_down(0.03)
     assert attempts(await bench.ask()) == [("large", Outcome.SERVER_ERROR), ("medium", Outcome.OK)]
+
+
+async def test_a_hedge_that_finds_no_room_is_no_lost_call() -> None:
+    release = asyncio.Event()
+
+    async def slow(asked) -> Result:
+        asyncio.get_running_loop().call_later(0.05, release.set)
+        await release.wait()
+        return ok(asked, asked.model)
+
+    bench = Bench(large=slow)
+    full = ModelLoad(slots=1, running=1, waiting=(0, 90, 0), service_s=1)
+    bench.link.snapshot = replace(bench.link.snapshot, loads={"medium": full, "small": full})
+    assert (await bench.ask()).model == "large"
+    assert set(bench.link._read_gauges().values()) == {0}
 
 
 async def test_a_model_that_is_always_outrun_after_a_long_time_is_slow() -> None:
