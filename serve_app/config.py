@@ -278,7 +278,7 @@ class ModelConfig(Section):
     adaptive_concurrency: bool = True
     """Run fewer at once while the provider is slower per token than usual or answers 429; false always allows all."""
     max_queued_requests: PositiveInt = 1000
-    """Most calls that wait for a slot in one replica; further ones get 429, sheddable ones at half of it."""
+    """Most calls that wait for a slot in one replica; beyond it the worst class gets 429, sheddable calls at half."""
     replicas: Replicas = Replicas()
     """How many replicas, and when to add one."""
 
