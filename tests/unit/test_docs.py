@@ -17,7 +17,8 @@ from serve_app.simulator.profile import ModelProfile, Replay
 FAULTS = (StatusFault, SilenceFault, SlowFault, PlainFault)
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "CONTRIBUTING.md"])
+DESIGN = [ROOT / "ARCHITECTURE.md", *(DOCS / "design").glob("*.md")]
+PAGES = sorted([*DOCS.glob("*.md"), *DESIGN, ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "CONTRIBUTING.md"])
 
 
 def text_of(name: str) -> str:
@@ -100,3 +101,11 @@ def test_a_link_leads_somewhere(page: Path) -> None:
             titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in anchors, target
+
+
+@pytest.mark.parametrize("page", DESIGN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_file_that_a_page_about_the_design_names_exists(page: Path) -> None:
+    named = set(re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")))
+    places = [ROOT, ROOT / "serve_app", ROOT / "serve_app/deployments"]
+    assert named
+    assert [file for file in named if not any((place / file).is_file() for place in places)] == []
