@@ -149,6 +149,27 @@ def test_production_has_everything_that_production_needs() -> None:
         assert [source["secretRef"]["optional"] for source in container["envFrom"]] == [False, False]
 
 
+def test_a_disruption_budget_of_rays_pods_is_a_number_of_pods() -> None:
+    """A RayCluster has no scale: of anything else Kubernetes cannot find out the whole, and lets no pod go."""
+    spec = load(CLUSTER / "kuberay/prod/disruption-budget.yaml")["spec"]
+    assert isinstance(spec["minAvailable"], int)
+    assert "maxUnavailable" not in spec
+
+
+@needs_kubectl
+def test_a_drain_of_productions_fewest_workers_can_go_on() -> None:
+    found = rendered("prod")
+    (workers,) = found["RayService/switchyard"]["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert found["PodDisruptionBudget/switchyard-serving"]["spec"]["minAvailable"] < workers["minReplicas"]
+
+
+@needs_kubectl
+def test_machines_that_take_no_worker_do_not_keep_workers_from_the_others() -> None:
+    (workers,) = rendered("prod")["RayService/switchyard"]["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    for spread in workers["template"]["spec"]["topologySpreadConstraints"]:
+        assert spread["whenUnsatisfiable"] == "ScheduleAnyway" or spread["nodeTaintsPolicy"] == "Honor"
+
+
 @needs_kubectl
 def test_rays_state_and_the_cache_are_two_servers_and_only_the_caches_forgets() -> None:
     found = rendered("prod")
@@ -273,6 +294,12 @@ def test_compose_mounts_what_exists_and_bounds_every_service() -> None:
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
             assert source in compose["volumes"] or (CLUSTER / source).exists(), volume
+
+
+def test_rays_object_store_fits_into_composes_shared_memory() -> None:
+    service = load(CLUSTER / "compose.yaml")["services"]["switchyard"]
+    memory_gb = float(service["deploy"]["resources"]["limits"]["memory"].removesuffix("g"))
+    assert float(service["shm_size"].removesuffix("gb")) >= memory_gb * 0.3  # the share that Ray takes
 
 
 def test_compose_opens_two_ports_to_this_machine_and_none_to_others() -> None:
