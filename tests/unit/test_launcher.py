@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -84,6 +85,7 @@ def test_a_jobs_python_is_the_one_that_serves(inherited: dict[str, str], path: s
         ({"host": "10.1.2.3", "ssl_certfile": "c.pem"}, "https://10.1.2.3:8000"),
         ({"port": "many"}, "http://127.0.0.1:8000"),
         ({"port": 99999}, "http://127.0.0.1:8000"),
+        ({"port": "81"}, "http://127.0.0.1:81"),
     ],
 )
 def test_the_url_is_one_this_machine_can_reach(options: Any, url: str) -> None:
@@ -144,6 +146,18 @@ def test_a_second_run_is_told_of_the_first_before_anything_listens(locks: Path) 
         )
     with reserved([port]):
         pass
+
+
+def test_a_port_that_is_meant_twice_is_no_other_runs(locks: Path) -> None:
+    port = free_port()
+    assert refusal(Port(port, "127.0.0.1", "http_options.port"), Port(port, "", "RAY_SERVE_HAPROXY_STATS_PORT")) == (
+        f"port {port} is meant twice, by http_options.port and RAY_SERVE_HAPROXY_STATS_PORT; change one"
+    )
+
+
+def test_a_process_that_cannot_be_started_is_not_taken_for_another_run(locks: Path) -> None:
+    with pytest.raises(BlockingIOError), reserved([Port(free_port(), "127.0.0.1", "http_options.port")]):
+        raise BlockingIOError(errno.EAGAIN, "as fork(2) says it where there are too many processes")
 
 
 def test_an_address_of_another_machine_is_one_line(locks: Path) -> None:
