@@ -153,7 +153,7 @@ def _levels(config: AppConfig) -> Iterator[tuple[Key, LevelConfig]]:
 def _unset_keys(config: AppConfig, variables: Mapping[str, str]) -> Iterator[Problem]:
     for position, model in enumerate(config.models):
         name = model.api_key_env
-        if name is not None and not variables.get(name):
+        if name is not None and not str(variables.get(name) or "").strip():
             shown = f"environment variable {name}" if _TELLING_NAME.match(name) else "the environment variable it names"
             yield Problem(("models", position, "api_key_env"), f"{shown} is not set")
 

@@ -628,6 +628,12 @@ def test_a_key_set_by_the_files_own_runtime_env_is_set(workdir: Path) -> None:
     assert lines_of(text.replace("    args:", "    runtime_env: {env_vars: {MY_SECRET_KEY: x}}\n    args:")) == []
 
 
+def test_a_key_of_nothing_but_space_is_not_set(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET_KEY", " \n")
+    (line,) = lines_of(BASE.replace("api_base: http://127.0.0.1:1/v1", "api_key_env: MY_SECRET_KEY"))
+    assert line.endswith("environment variable MY_SECRET_KEY is not set")
+
+
 def test_a_key_that_only_one_deployment_gets_is_not_there_when_the_graph_is_built(workdir: Path) -> None:
     text = BASE.replace("api_base: http://127.0.0.1:1/v1", "api_key_env: MY_SECRET_KEY")
     text = text.replace("num_cpus: 0.5", "runtime_env: {env_vars: {MY_SECRET_KEY: x}}")

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -357,6 +358,26 @@ print(adopted, len(before), len(left), len(descendants()))
 def test_an_orphan_that_ignores_sigterm_is_ended() -> None:
     done = subprocess.run([sys.executable, "-c", ORPHANS], capture_output=True, check=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "1", "0", "0"]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_ends_a_run_unless_nohup_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: bool
+) -> None:
+    def watch(run: launcher.Run, _: object) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return run._interrupts
+
+    monkeypatch.setattr(launcher, "adopt_orphans", lambda: True)
+    for name, method in {"_start": lambda *_: None, "_watch": watch, "_end": lambda *_: None}.items():
+        monkeypatch.setattr(launcher.Run, name, method)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with LogFile.open(tmp_path / "serve.log", echo=False) as log:
+            assert launcher.Run(Path("c.yaml"), {}, "", log).serve({}) == (0 if ignored else 1)
+        assert signal.getsignal(signal.SIGHUP) is (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_file_with_a_mistake_starts_nothing(tmp_path: Path) -> None:
