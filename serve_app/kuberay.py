@@ -99,8 +99,9 @@ def _moved(document: Mapping[str, Any], there: Surroundings) -> dict[str, Any]:
             is_embedded = cache.get("redis_url", "embedded") == "embedded"
             cache["redis_url"] = there.redis_url or (EMBEDDED_REPLACED_BY if is_embedded else cache["redis_url"])
         for _, model in _models(args):
-            if model.get("name") in there.api_bases:
-                model["api_base"] = there.api_bases[model["name"]]
+            name = model.get("name")
+            if isinstance(name, str) and name in there.api_bases:
+                model["api_base"] = there.api_bases[name]
     return config
 
 

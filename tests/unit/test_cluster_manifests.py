@@ -127,6 +127,14 @@ def test_an_overlay_carries_its_configuration_as_a_string(overlay, source) -> No
 
 
 @needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_is_in_one_namespace(overlay) -> None:
+    found = rendered(overlay)
+    own = found["RayService/switchyard"]["metadata"]["namespace"]
+    assert {name: each["metadata"].get("namespace") for name, each in found.items()} == dict.fromkeys(found, own)
+
+
+@needs_kubectl
 def test_production_has_everything_that_production_needs() -> None:
     found = rendered("prod")
     assert {

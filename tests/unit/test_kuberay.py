@@ -126,6 +126,7 @@ def test_an_anchor_is_written_out_for_each_place_that_uses_it(own) -> None:
     [
         ("name: small,", "name: small, api_base: http://localhost:11434/v1,", "models[0].api_base: is the pod itself"),
         ("name: small,", "name: small, api_base: http://127.0.0.1:8000/v1,", "models[0].api_base: is the pod itself"),
+        ("name: small,", "name: [small],", "models[0].name: must be a string"),
         ("name: small,", "name: small, api_base: http://localhost:x/v1,", "models[0].api_base: names no host"),
         ("port: 8000", "port: 9000", "http_options.port: must be 8000"),
         ("default_model: small", "default_model: smal", "default_model: unknown model 'smal'; did you mean 'small'?"),
