@@ -304,6 +304,13 @@ def test_compose_mounts_what_exists_and_bounds_every_service() -> None:
             assert source in compose["volumes"] or (CLUSTER / source).exists(), volume
 
 
+def test_compose_asks_for_no_more_cpus_than_every_machine_has() -> None:
+    """Docker creates no container whose bound is above what there is."""
+    services = load(CLUSTER / "compose.yaml")["services"]
+    limits = {name: service["deploy"]["resources"]["limits"].get("cpus", "0") for name, service in services.items()}
+    assert {name: cpus for name, cpus in limits.items() if float(cpus) > 1} == {}
+
+
 def test_rays_object_store_fits_into_composes_shared_memory() -> None:
     service = load(CLUSTER / "compose.yaml")["services"]["switchyard"]
     memory_gb = float(service["deploy"]["resources"]["limits"]["memory"].removesuffix("g"))
