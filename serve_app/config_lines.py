@@ -94,6 +94,8 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except ValueError as error:
             raise ConstructorError(None, None, str(error), node.start_mark) from None
+        except (KeyError, AttributeError):  # PyYAML's own, as for `!!bool x` and `!!timestamp x`
+            raise ConstructorError(None, None, f"not what its tag {node.tag} says", node.start_mark) from None
 
 
 def _parse(file: str, text: str) -> Document:

@@ -568,6 +568,7 @@ UNREADABLE = [
     ("a: &a [*a]\n", "c.yaml:1: nested too deeply"),
     ("a: 2024-13-77\n", "c.yaml:1: not valid YAML: month must be in 1..12"),
     ("a: 1\nb: 2024-13-77\n", "c.yaml:2: not valid YAML: month must be in 1..12"),
+    ("a: 1\nb: !!bool x\n", "c.yaml:2: not valid YAML: not what its tag tag:yaml.org,2002:bool says"),
     ("a: 1\nb: \x07\n", "c.yaml:2: not valid YAML: special characters are not allowed"),
 ]
 
