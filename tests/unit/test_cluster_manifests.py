@@ -14,6 +14,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.config import LimitsConfig
 from serve_app.config_schema import file_schema
 from serve_app.kuberay import EMBEDDED_REPLACED_BY, PORT, Surroundings, rayservice_patch, serve_config
 from serve_app.launcher import environment
@@ -225,6 +226,16 @@ def test_the_head_takes_no_replicas_and_no_traffic_but_names_the_port_that_the_s
     for container in containers(manifest).values():
         assert {"name": "serve", "containerPort": PORT} in container["ports"]
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
+
+
+def test_a_worker_that_goes_keeps_running_for_as_long_as_calls_take_by_default() -> None:
+    """``ray stop`` waits for processes to end, not for what they do."""
+    (workers,) = load(CLUSTER / "kuberay/base/rayservice.yaml")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    sleep_s, grace_s = map(int, re.fullmatch(r"sleep (\d+); ray stop --grace-period (\d+)", command).groups())
+    assert sleep_s > LimitsConfig().default_deadline_s
+    assert sleep_s + grace_s < pod["terminationGracePeriodSeconds"]
 
 
 def test_keys_come_from_secrets_by_reference_and_stand_in_no_manifest() -> None:
