@@ -88,8 +88,8 @@ class LogFile:
         try:
             sys.stdout.buffer.write(chunk)
             sys.stdout.flush()
-        except OSError:  # whoever read it went away, as in `switchyard run -v | head`; the log goes on
-            self.echo = False
+        except OSError as error:  # who reads slowly misses a part, who went away (`switchyard run -v | head`) all
+            self.echo = isinstance(error, BlockingIOError)
 
 
 def _begin(path: Path) -> IO[bytes]:

@@ -54,14 +54,16 @@ def test_a_log_that_breaks_is_told_once_and_the_child_is_read_to_its_end(
     assert capsys.readouterr().err == f"The log {path} is incomplete: No such file or directory\n"
 
 
-def test_a_reader_of_the_output_that_leaves_does_not_end_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("error", "goes_on"), [(BrokenPipeError, False), (BlockingIOError, True)])
+def test_a_reader_of_the_output_that_leaves_or_is_slow_does_not_end_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError], goes_on: bool
 ) -> None:
     def leave(_: bytes) -> None:
-        raise BrokenPipeError
+        raise error
 
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=SimpleNamespace(write=leave)))
     path = tmp_path / "serve.log"
     with LogFile.open(path, echo=True) as log:
         assert rest_of(log, b"x" * 300_000) == b""
+        assert log.echo is goes_on
     assert path.read_bytes() == b"x" * 300_000
