@@ -226,6 +226,16 @@ def test_an_example_has_a_value_of_the_right_type_for_each_required_input() -> N
     }
 
 
+def test_an_example_of_a_type_that_contains_itself_ends() -> None:
+    node = {
+        "properties": {"value": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}},
+        "required": ["value", "next"],
+    }
+    both = {"properties": {name: {"$ref": "#/$defs/Node"} for name in ("head", "tail")}, "required": ["head", "tail"]}
+    one = {"value": 1, "next": None}
+    assert sample(both | {"$defs": {"Node": node}}) == {"head": one, "tail": one}
+
+
 @contextmanager
 def service(answers: dict[str, tuple[int, Any]]) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
