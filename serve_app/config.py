@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -57,6 +58,14 @@ def _or_text(schema: dict[str, Any]) -> None:
     mapping = dict(schema)
     schema.clear()
     schema["anyOf"] = [{"type": "string", "pattern": FUNCTION_PATTERN}, mapping]
+
+
+def _names_a_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no port, or what stands in [brackets] no address
+        return False
 
 
 # ── args: topology ───────────────────────────────────────────────────────────────────────────────────
@@ -281,6 +290,13 @@ class ModelConfig(Section):
     """Most calls that wait for a slot in one replica; beyond it the worst class gets 429, sheddable calls at half."""
     replicas: Replicas = Replicas()
     """How many replicas, and when to add one."""
+
+    @field_validator("api_base")
+    @classmethod
+    def _has_an_address(cls, url: str | None) -> str | None:
+        if url is not None and not _names_a_host(url):
+            raise ValueError("names no host and port that could be connected to")
+        return url
 
 
 class CacheConfig(Section):

@@ -80,6 +80,18 @@ def _deployments(application: Mapping[str, Any], names: tuple[str, ...] | None, 
         seen.append(name)
         if is_ours and name == CONTROL_PLANE:
             yield from (problem.under((*key, "user_config")) for problem in _policy(deployment.get("user_config")))
+            yield from (problem.under(key) for problem in _more_than_one(deployment))
+
+
+def _more_than_one(deployment: Mapping[str, Any]) -> Iterator[Problem]:
+    """Sizes of the control plane, of which there is one: each of several would know a part, and decide by that."""
+    scaling = deployment.get("autoscaling_config")
+    sizes: dict[Key, object] = {("num_replicas",): deployment.get("num_replicas")}
+    if isinstance(scaling, Mapping):
+        sizes["autoscaling_config", "max_replicas"] = scaling.get("max_replicas")
+    yield from (
+        Problem(key, "must be 1, as one decides for all") for key, size in sizes.items() if size not in (None, 1)
+    )
 
 
 def _policy(user_config: object) -> list[Problem]:
@@ -100,11 +112,7 @@ def _mappings(parent: Mapping[str, Any], name: str) -> Iterator[tuple[Key, Mappi
 
 
 def _env_vars(application: Mapping[str, Any]) -> dict[str, str]:
-    """Variables that the application's or a deployment's ``runtime_env`` sets."""
-    options = [deployment.get("ray_actor_options") for _, deployment in _mappings(application, "deployments")]
-    found: dict[str, str] = {}
-    for holder in (application, *options):
-        runtime_env = holder.get("runtime_env") if isinstance(holder, Mapping) else None
-        variables = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
-        found |= variables if isinstance(variables, Mapping) else {}
-    return found
+    """Variables that the application's ``runtime_env`` sets; a deployment's own are not there when it is built."""
+    runtime_env = application.get("runtime_env")
+    variables = runtime_env.get("env_vars") if isinstance(runtime_env, Mapping) else None
+    return dict(variables) if isinstance(variables, Mapping) else {}

@@ -42,11 +42,19 @@ def parse_section(model: type[S], value: object) -> S:
     if isinstance(value, model):
         return value
     try:
-        return model.model_validate_json(json.dumps(value, default=_plain), strict=True)
+        document = _with_text_keys(value)
+        return model.model_validate_json(json.dumps(document, default=_plain), strict=True)
     except ValidationError as error:
-        raise Invalid(from_pydantic(model, error, value)) from None
+        raise Invalid(from_pydantic(model, error, document)) from None
     except RecursionError:
         raise Invalid([Problem((), "nested too deeply")]) from None
+
+
+def _with_text_keys(value: object) -> object:
+    """``value`` with every key as text: YAML reads ``on``, ``2024-01-01`` and ``~`` as something else."""
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(inner) for key, inner in value.items()}
+    return [_with_text_keys(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: object) -> object:
@@ -145,7 +153,7 @@ def _levels(config: AppConfig) -> Iterator[tuple[Key, LevelConfig]]:
 def _unset_keys(config: AppConfig, variables: Mapping[str, str]) -> Iterator[Problem]:
     for position, model in enumerate(config.models):
         name = model.api_key_env
-        if name is not None and not variables.get(name):
+        if name is not None and not str(variables.get(name) or "").strip():
             shown = f"environment variable {name}" if _TELLING_NAME.match(name) else "the environment variable it names"
             yield Problem(("models", position, "api_key_env"), f"{shown} is not set")
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from pydantic import BaseModel
+from ray.serve import Application
 
 from serve_app.config import AppConfig
 from serve_app.config_check import load_app_config
@@ -63,8 +64,11 @@ def find_builder(import_path: str) -> Builder:
             public = [known for known in vars(found) if not known.startswith("_")]
             raise ConfigError([_hinted(f"'{module_name}' has no '{name}'", suggest(name, public))])
         found = getattr(found, part)
-    if not callable(found):
+    if isinstance(found, Application):
         return Builder()
+    if not isinstance(found, FunctionType):  # which Ray refuses, but only when it deploys
+        what = f"is a {type(found).__name__}, not an application or a function that builds one"
+        raise ConfigError([f"'{import_path}' {what}"])
     return Builder(_args_model(found), getattr(module, "deployment_names", None))
 
 

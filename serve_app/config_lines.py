@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from yaml.constructor import ConstructorError
 from yaml.reader import ReaderError
 
 from serve_app.config_problem import Key, Problem
@@ -58,6 +59,9 @@ def read_document(path: Path) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         return _unreadable(file, f"not valid YAML: {error.problem or error.context}", mark.line + 1 if mark else 1)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return _unreadable(file, f"not UTF-8 text (byte {error.start})", line)
     except (yaml.YAMLError, ValueError, RecursionError, _TooMuchError) as error:
         return _unreadable(file, _explain_content(error), 1)
 
@@ -71,30 +75,41 @@ def _explain_file(error: OSError) -> str:
 
 
 def _explain_content(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 text (byte {error.start})"
     if isinstance(error, _TooMuchError):
         return f"holds more than {MAX_VALUES} values once its aliases are expanded"
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    if isinstance(error, ReaderError):
-        return f"not valid YAML: {error.reason} (position {error.position})"
-    return f"not valid YAML: {error}"  # PyYAML lets e.g. an impossible date raise ValueError
+    return f"not valid YAML: {error}"
 
 
 def _unreadable(file: str, text: str, line: int) -> Document:
     return Document(file, problems=(Problem((), text, file, line),))
 
 
+class _Loader(yaml.SafeLoader):
+    """Says on which line a value stands that is not what it looks like, such as a date in a thirteenth month."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - PyYAML's
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise ConstructorError(None, None, str(error), node.start_mark) from None
+        except (KeyError, AttributeError):  # PyYAML's own, as for `!!bool x` and `!!timestamp x`
+            raise ConstructorError(None, None, f"not what its tag {node.tag} says", node.start_mark) from None
+
+
 def _parse(file: str, text: str) -> Document:
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = _Loader(text)
+    except ReaderError as error:
+        return _unreadable(file, f"not valid YAML: {error.reason}", text.count("\n", 0, error.position) + 1)
     try:
         node = loader.get_single_node()
         if node is None:
             return _unreadable(file, "the file is empty", 1)
         if not isinstance(node, yaml.MappingNode):
             return _unreadable(file, "must be a mapping with the key 'applications'", node.start_mark.line + 1)
-        walk = _Walk(file)
+        walk = _Walk(file, loader)
         walk.visit(node, ())
         value = loader.construct_document(node)
         return Document(file, value, walk.lines, tuple(walk.problems))
@@ -105,8 +120,9 @@ def _parse(file: str, text: str) -> Document:
 class _Walk:
     """Notes the line of every key, and every key that stands twice in one mapping."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, loader: _Loader) -> None:
         self.file = file
+        self._loader = loader
         self.lines: dict[Key, int] = {}
         self.problems: list[Problem] = []
         self._visited = 0
@@ -131,6 +147,8 @@ class _Walk:
                 self.problems.append(Problem(here, f"key stands here twice, first on line {first}", self.file, line))
             seen.setdefault(str(name.value), line)
             self.lines.setdefault(here, line)
+            if isinstance(name, yaml.ScalarNode):
+                self.lines.setdefault((*key, str(self._loader.construct_object(name))), line)  # `on` becomes True
             self.visit(value, here)
         for merged in _merged(node):
             self.visit(merged, key)

@@ -170,10 +170,10 @@ _LIST, _MAPPING = "a list", "a mapping"
 
 _WORDS: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "missing": _says(_MISSING),
-    "greater_than": lambda c: f"must be above {c['gt']:g}",
-    "greater_than_equal": lambda c: f"must be at least {c['ge']:g}",
-    "less_than": lambda c: f"must be below {c['lt']:g}",
-    "less_than_equal": lambda c: f"must be at most {c['le']:g}",
+    "greater_than": lambda c: f"must be above {c['gt']:.15g}",
+    "greater_than_equal": lambda c: f"must be at least {c['ge']:.15g}",
+    "less_than": lambda c: f"must be below {c['lt']:.15g}",
+    "less_than_equal": lambda c: f"must be at most {c['le']:.15g}",
     "finite_number": _says("must be a finite number"),
     "too_short": _says("must not be empty"),
     "string_too_short": _says("must not be empty"),

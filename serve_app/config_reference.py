@@ -114,7 +114,7 @@ def _plain_type(schema: Mapping[str, Any], sections: Mapping[str, Any]) -> str:
         inner = schema.get("additionalProperties")
         return f"mapping to {_type(inner, sections)}" if isinstance(inner, Mapping) else "mapping"
     words = {"string": "text", "boolean": "true or false"}.get(kind, kind)
-    return ", ".join([words, *(f"{sign} {schema[bound]:g}" for bound, sign in _BOUNDS if bound in schema)])
+    return ", ".join([words, *(f"{sign} {schema[bound]:.15g}" for bound, sign in _BOUNDS if bound in schema)])
 
 
 def _values(values: list[object]) -> str:

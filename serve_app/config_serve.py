@@ -19,8 +19,7 @@ from ray.serve.config import AutoscalingPolicy
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.config_problem import Key, Problem, from_pydantic, members, models_in, unknown_key, without_echoes
-
-MAX_PORT: Final = 65_535
+from serve_app.launch_ports import MAX_PORT, port_number
 
 _ALSO_MODELLED: Final[Mapping[str, type[BaseModel]]] = {"autoscaling_policy": AutoscalingPolicy}
 """Fields that Ray types as a plain mapping and reads as a model later."""
@@ -35,7 +34,7 @@ def check_serve(document: Mapping[str, Any]) -> list[Problem]:
     shape.visit(ServeDeploySchema, document, ())
     if shape.broken:
         return shape.problems
-    problems = shape.problems + _ports(document) + _routes(document)
+    problems = shape.problems + _applications(document) + _ports(document) + _routes(document)
     sound = copy.deepcopy(dict(document))
     for model, value, key in shape.loose:
         found = _values(model, value, key)
@@ -63,10 +62,14 @@ def _values(model: type[BaseModel], value: Mapping[str, Any], key: Key) -> list[
     return []
 
 
+def _applications(document: Mapping[str, Any]) -> list[Problem]:
+    return [Problem(("applications",), "must not be empty")] if document.get("applications") == [] else []
+
+
 def _ports(document: Mapping[str, Any]) -> list[Problem]:
     keys = [("http_options", "port"), ("grpc_options", "port")]
-    given = [(key, (document.get(key[0]) or {}).get(key[1])) for key in keys]
-    bad = [key for key, port in given if isinstance(port, int) and not 0 < port <= MAX_PORT]
+    given = [(key, port_number((document.get(key[0]) or {}).get(key[1]))) for key in keys]
+    bad = [key for key, port in given if port is not None and not 0 < port <= MAX_PORT]
     return [Problem(key, f"must be between 1 and {MAX_PORT}") for key in bad]
 
 
@@ -79,6 +82,14 @@ def _routes(document: Mapping[str, Any]) -> list[Problem]:
             text = "must begin with '/', must not end with one, and takes no wildcards"
             problems.append(Problem(("applications", position, "route_prefix"), text))
     return problems
+
+
+def _variables(value: object, key: Key) -> list[Problem]:
+    """What keeps a variable from being set; YAML makes numbers and truth of what is not in quotes."""
+    if value is not None and not isinstance(value, Mapping):
+        return [Problem(key, "must be a mapping")]
+    wrong = [name for name, text in (value or {}).items() if not (isinstance(name, str) and isinstance(text, str))]
+    return [Problem((*key, str(name)), "name and value must be strings, in quotes where needed") for name in wrong]
 
 
 @dataclass
@@ -124,6 +135,7 @@ class _Shape:
         elif name == "runtime_env" and isinstance(value, Mapping):
             unknown = [str(inner) for inner in value if inner not in _RUNTIME_ENV]
             self.problems += [Problem((*key, inner), unknown_key(inner, _RUNTIME_ENV)) for inner in unknown]
+            self.problems += _variables(value.get("env_vars"), (*key, "env_vars"))
         elif name in _ALSO_MODELLED:
             self.visit(dict[str, Any] | _ALSO_MODELLED[name] | None, value, key)
         else:

@@ -19,6 +19,7 @@ import yaml
 from serve_app.config_lines import read_document
 from serve_app.config_problem import Key, Problem, unknown
 from serve_app.errors import ConfigError
+from serve_app.launch_ports import endpoint_of
 from serve_app.redis_url import parse_redis_url
 
 PORT: Final = 8000
@@ -98,14 +99,15 @@ def _moved(document: Mapping[str, Any], there: Surroundings) -> dict[str, Any]:
             is_embedded = cache.get("redis_url", "embedded") == "embedded"
             cache["redis_url"] = there.redis_url or (EMBEDDED_REPLACED_BY if is_embedded else cache["redis_url"])
         for _, model in _models(args):
-            if model.get("name") in there.api_bases:
-                model["api_base"] = there.api_bases[model["name"]]
+            name = model.get("name")
+            if isinstance(name, str) and name in there.api_bases:
+                model["api_base"] = there.api_bases[name]
     return config
 
 
 def _unreachable(config: Mapping[str, Any]) -> Iterator[Problem]:
     """Addresses that mean the pod itself there, and are served by nothing in it."""
-    port = config["http_options"].get("port", PORT)
+    port = endpoint_of(config).port
     if port != PORT:
         yield Problem(("http_options", "port"), f"must be {PORT}, where the manifests' probes and services look")
     own = [(app.get("route_prefix") or "").rstrip("/") for app in config["applications"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -27,6 +28,7 @@ class LogFile:
     path: Path
     echo: bool
     _file: IO[bytes]
+    _is_broken: bool = False
     _copied: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
@@ -48,12 +50,23 @@ class LogFile:
             log._file.close()
 
     def copy(self, source: IO[bytes]) -> None:
-        """Copy until ``source`` ends; chunks, not lines, so a busy service's log costs little."""
+        """Copy until ``source`` ends, also when nothing can be written: the child would wait for its reader.
+
+        Chunks, not lines, so a busy service's log costs little.
+        """
         try:
             while chunk := os.read(source.fileno(), _CHUNK):
-                self._write(chunk)
+                try:
+                    self._write(chunk)
+                except OSError as error:
+                    self._complain(error)
         finally:
             self._copied.set()
+
+    def _complain(self, error: OSError) -> None:
+        if not self._is_broken:
+            self._is_broken = True
+            sys.stderr.write(f"The log {self.path} is incomplete: {error.strerror or error}\n")
 
     def tail(self, timeout_s: float = 2.0) -> list[str]:
         """The last lines that are not empty, once the child's output has ended or ``timeout_s`` has passed."""
@@ -63,18 +76,27 @@ class LogFile:
 
     def _write(self, chunk: bytes) -> None:
         if self.echo:
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.flush()
+            self._show(chunk)
         if self._file.closed:  # the run is over; what ends late has no one to tell
             return
         self._file.write(chunk)
-        self._file.flush()
         if self._file.tell() > MAX_BYTES:
             self._file.close()
             self._file = _begin(self.path)
 
+    def _show(self, chunk: bytes) -> None:
+        try:
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.flush()
+        except OSError as error:  # who reads slowly misses a part, who went away (`switchyard run -v | head`) all
+            self.echo = isinstance(error, BlockingIOError)
+
 
 def _begin(path: Path) -> IO[bytes]:
+    """A new file; the old one is kept, and so is a link to it. What is no file, as /dev/null, stays where it is."""
     if path.exists():
-        path.replace(path.with_name(path.name + ".1"))
-    return path.open("wb")
+        if not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a file")
+        old = path.resolve()
+        old.replace(old.with_name(old.name + ".1"))
+    return path.open("wb", buffering=0)  # nothing is left to be written when it is closed

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
+from pydantic import TypeAdapter, ValidationError
 
 from serve_app.errors import ConfigError
 
@@ -65,12 +66,20 @@ def endpoint_of(document: Mapping[str, Any]) -> Endpoint:
     """The file's ``http_options``; what is not valid there is left to the check of the whole file."""
     options = document.get("http_options")
     given = options if isinstance(options, Mapping) else {}
-    host, port = given.get("host"), given.get("port")
+    host, port = given.get("host"), port_number(given.get("port")) or 0
     return Endpoint(
         host if isinstance(host, str) else DEFAULT_HOST,
-        port if isinstance(port, int) and 0 < port <= MAX_PORT else DEFAULT_PORT,
+        port if 0 < port <= MAX_PORT else DEFAULT_PORT,
         bool(given.get("ssl_certfile")),
     )
+
+
+def port_number(given: object) -> int | None:
+    """The port as Ray reads it, which takes ``"8000"`` as well; ``None`` for what is no number."""
+    try:
+        return TypeAdapter(int).validate_python(given)
+    except ValidationError:
+        return None
 
 
 def needed_ports(endpoint: Endpoint, environment: Mapping[str, str]) -> list[Port]:
@@ -90,6 +99,7 @@ def reserved(ports: Sequence[Port]) -> Iterator[None]:
     Raises:
         ConfigError: one line that says who holds them and what to do.
     """
+    _expect_no_number_twice(ports)
     with ExitStack() as stack:
         for port in ports:
             stack.enter_context(_lock(port))
@@ -99,18 +109,27 @@ def reserved(ports: Sequence[Port]) -> Iterator[None]:
         yield
 
 
+def _expect_no_number_twice(ports: Sequence[Port]) -> None:
+    first: dict[int, Port] = {}
+    for port in ports:
+        other = first.setdefault(port.number, port)
+        if other is not port:
+            raise ConfigError([f"port {port.number} is meant twice, by {other.setting} and {port.setting}; change one"])
+
+
 @contextmanager
 def _lock(port: Port) -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"switchyard-{os.getuid()}-{port.number}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 20, 0).decode(errors="replace")
+            raise ConfigError([_another_run(port, pid)]) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
-    except BlockingIOError:
-        pid = os.pread(descriptor, 20, 0).decode(errors="replace")
-        raise ConfigError([_another_run(port, pid)]) from None
     finally:
         os.close(descriptor)
 

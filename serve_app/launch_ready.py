@@ -70,10 +70,15 @@ def example_call(base_url: str) -> str:
 
 
 def sample(schema: Mapping[str, Any], definitions: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - any JSON
-    """A small value that fits a JSON Schema of inputs; the schema's own example where it has one."""
-    known = definitions or schema.get("$defs", {})
+    """A small value that fits a JSON Schema of inputs; the schema's own example where it has one.
+
+    Raises:
+        KeyError: the schema refers to what is not in it, or to itself without an end.
+    """
+    known = schema.get("$defs", {}) if definitions is None else definitions
     if "$ref" in schema:
-        return sample(known[schema["$ref"].rpartition("/")[2]], known)
+        name = _name(schema)
+        return sample(known[name], {other: known[other] for other in known if other != name})
     for key in ("examples", "enum"):
         if schema.get(key):
             return schema[key][0]
@@ -81,12 +86,17 @@ def sample(schema: Mapping[str, Any], definitions: Mapping[str, Any] | None = No
         if key in schema:
             return schema[key]
     for key in ("anyOf", "oneOf", "allOf"):
-        if schema.get(key):
-            return sample(schema[key][0], known)
+        if schema.get(key):  # what contains itself is no choice
+            ends = [choice for choice in schema[key] if "$ref" not in choice or _name(choice) in known]
+            return sample((ends or schema[key])[0], known)
     if schema.get("properties"):
         needed = schema.get("required", [])
         return {name: sample(inner, known) for name, inner in schema["properties"].items() if name in needed}
     return _SAMPLES.get(schema.get("type", "string"), "Hello")
+
+
+def _name(reference: Mapping[str, Any]) -> str:
+    return str(reference["$ref"]).rpartition("/")[2]
 
 
 def _get_json(url: str) -> Any:  # noqa: ANN401 - any JSON

@@ -139,8 +139,10 @@ class Run:
         """Start the child, watch it, and end everything, whatever happens in between."""
         adopt_orphans()
         say(f"Starting {self.file} (log: {self.log.path}) …")
-        previous = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._interrupt)
+        ending = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            ending.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, self._interrupt) for number in ending}
         child = self._start(variables)
         try:
             return self._watch(child)

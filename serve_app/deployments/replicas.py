@@ -161,8 +161,14 @@ class ControlPlaneDeployment(Holding, ControlPlane):
         remembering = remember(self, redis_addresses(config.cache.redis_url, redis), application)
         self._held.callback(asyncio.get_running_loop().create_task(remembering).cancel)
 
-    async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:  # type: ignore[override]  # Ray awaits it
-        """Take a policy, once it is known what to fall back on: the first one comes right after the constructor."""
+    async def reconfigure(  # type: ignore[override]  # Ray awaits it
+        self, user_config: Mapping[str, Any] | None, rank: object = None
+    ) -> None:
+        """Take a policy, once it is known what to fall back on: the first one comes right after the constructor.
+
+        Ray tells of a ``user_config`` that was taken out only to who asks for a ``rank``.
+        """
+        del rank
         await self.recall(user_config)
         super().reconfigure(user_config)
 

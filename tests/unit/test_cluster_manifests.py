@@ -14,6 +14,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.config import LimitsConfig
 from serve_app.config_schema import file_schema
 from serve_app.kuberay import EMBEDDED_REPLACED_BY, PORT, Surroundings, rayservice_patch, serve_config
 from serve_app.launcher import environment
@@ -127,6 +128,14 @@ def test_an_overlay_carries_its_configuration_as_a_string(overlay, source) -> No
 
 
 @needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_is_in_one_namespace(overlay) -> None:
+    found = rendered(overlay)
+    own = found["RayService/switchyard"]["metadata"]["namespace"]
+    assert {name: each["metadata"].get("namespace") for name, each in found.items()} == dict.fromkeys(found, own)
+
+
+@needs_kubectl
 def test_production_has_everything_that_production_needs() -> None:
     found = rendered("prod")
     assert {
@@ -147,6 +156,27 @@ def test_production_has_everything_that_production_needs() -> None:
     }
     for container in containers(found["RayService/switchyard"]).values():
         assert [source["secretRef"]["optional"] for source in container["envFrom"]] == [False, False]
+
+
+def test_a_disruption_budget_of_rays_pods_is_a_number_of_pods() -> None:
+    """A RayCluster has no scale: of anything else Kubernetes cannot find out the whole, and lets no pod go."""
+    spec = load(CLUSTER / "kuberay/prod/disruption-budget.yaml")["spec"]
+    assert isinstance(spec["minAvailable"], int)
+    assert "maxUnavailable" not in spec
+
+
+@needs_kubectl
+def test_a_drain_of_productions_fewest_workers_can_go_on() -> None:
+    found = rendered("prod")
+    (workers,) = found["RayService/switchyard"]["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert found["PodDisruptionBudget/switchyard-serving"]["spec"]["minAvailable"] < workers["minReplicas"]
+
+
+@needs_kubectl
+def test_machines_that_take_no_worker_do_not_keep_workers_from_the_others() -> None:
+    (workers,) = rendered("prod")["RayService/switchyard"]["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    for spread in workers["template"]["spec"]["topologySpreadConstraints"]:
+        assert spread["whenUnsatisfiable"] == "ScheduleAnyway" or spread["nodeTaintsPolicy"] == "Honor"
 
 
 @needs_kubectl
@@ -196,6 +226,16 @@ def test_the_head_takes_no_replicas_and_no_traffic_but_names_the_port_that_the_s
     for container in containers(manifest).values():
         assert {"name": "serve", "containerPort": PORT} in container["ports"]
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
+
+
+def test_a_worker_that_goes_keeps_running_for_as_long_as_calls_take_by_default() -> None:
+    """``ray stop`` waits for processes to end, not for what they do."""
+    (workers,) = load(CLUSTER / "kuberay/base/rayservice.yaml")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1]
+    sleep_s, grace_s = map(int, re.fullmatch(r"sleep (\d+); ray stop --grace-period (\d+)", command).groups())
+    assert sleep_s > LimitsConfig().default_deadline_s
+    assert sleep_s + grace_s < pod["terminationGracePeriodSeconds"]
 
 
 def test_keys_come_from_secrets_by_reference_and_stand_in_no_manifest() -> None:
@@ -273,6 +313,19 @@ def test_compose_mounts_what_exists_and_bounds_every_service() -> None:
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
             assert source in compose["volumes"] or (CLUSTER / source).exists(), volume
+
+
+def test_compose_asks_for_no_more_cpus_than_every_machine_has() -> None:
+    """Docker creates no container whose bound is above what there is."""
+    services = load(CLUSTER / "compose.yaml")["services"]
+    limits = {name: service["deploy"]["resources"]["limits"].get("cpus", "0") for name, service in services.items()}
+    assert {name: cpus for name, cpus in limits.items() if float(cpus) > 1} == {}
+
+
+def test_rays_object_store_fits_into_composes_shared_memory() -> None:
+    service = load(CLUSTER / "compose.yaml")["services"]["switchyard"]
+    memory_gb = float(service["deploy"]["resources"]["limits"]["memory"].removesuffix("g"))
+    assert float(service["shm_size"].removesuffix("gb")) >= memory_gb * 0.3  # the share that Ray takes
 
 
 def test_compose_opens_two_ports_to_this_machine_and_none_to_others() -> None:

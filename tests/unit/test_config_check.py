@@ -131,6 +131,7 @@ RAY_LEVELS = [
     ),
     ("  port: 8000", "  prot: 8000", "c.yaml:4: http_options.prot: unknown key; did you mean 'port'?"),
     ("port: 8000", "port: 80000", "c.yaml:4: http_options.port: must be between 1 and 65535"),
+    ("port: 8000", 'port: "80000"', "c.yaml:4: http_options.port: must be between 1 and 65535"),
     ("port: 8000", "port: http", "c.yaml:4: http_options.port: must be an integer"),
     ("log_level: INFO", "log_levl: INFO", "c.yaml:6: logging_config.log_levl: unknown key; did you mean 'log_level'?"),
     (
@@ -164,6 +165,14 @@ RAY_LEVELS = [
         (
             "c.yaml:44: applications[0].deployments[0].ray_actor_options.runtime_env.env_var: "
             "unknown key; did you mean 'env_vars'?"
+        ),
+    ),
+    (
+        "num_cpus: 0.5",
+        "runtime_env: {env_vars: {DEBUG: 1}}",
+        (
+            "c.yaml:44: applications[0].deployments[0].ray_actor_options.runtime_env.env_vars.DEBUG: "
+            "name and value must be strings, in quotes where needed"
         ),
     ),
     (
@@ -212,6 +221,14 @@ RAY_LEVELS = [
     ),
     (
         "my_graph:build",
+        "json.decoder",
+        (
+            "c.yaml:10: applications[0].import_path: "
+            "'json.decoder' is a module, not an application or a function that builds one"
+        ),
+    ),
+    (
+        "my_graph:build",
         "my_broken:build",
         "c.yaml:10: applications[0].import_path: importing 'my_broken' raised OSError: no licence",
     ),
@@ -222,6 +239,19 @@ ARGS = [
         "default_model: small",
         "defaultmodel: small",
         "37: applications[0].args.defaultmodel: unknown key; did you mean 'default_model'?",
+    ),
+    (
+        "default_model: small",
+        "default_model: small\n      on: 1",
+        "38: applications[0].args.True: unknown key; did you mean 'router'?",
+    ),
+    (
+        "{ticket: 100}",
+        "{ticket: 100, 2024-01-01: 5}",
+        (
+            "25: applications[0].args.programs[0].levels.minimal.max_input_chars: "
+            "there is no input '2024-01-01'; there is 'context', 'ticket'"
+        ),
     ),
     ("quality: 0.9", "qualty: 0.9", "31: applications[0].args.models[0].qualty: unknown key; did you mean 'quality'?"),
     ("quality: 0.9", "quality: 1.5", "31: applications[0].args.models[0].quality: must be at most 1"),
@@ -239,6 +269,21 @@ ARGS = [
         "lm: openai/gpt-4o\n",
         "lm: gpt-4o\n",
         "30: applications[0].args.models[0].lm: must be a DSPy model string such as openai/gpt-4o",
+    ),
+    (
+        "http://127.0.0.1:1/v1",
+        "http://user:s3cret@127.0.0.1:port/v1",
+        "36: applications[0].args.models[1].api_base: names no host and port that could be connected to",
+    ),
+    (
+        "http://127.0.0.1:1/v1",
+        "http://[::1/v1",
+        "36: applications[0].args.models[1].api_base: names no host and port that could be connected to",
+    ),
+    (
+        "state: null",
+        "record: {path: /x, max_bytes: 5}",
+        "15: applications[0].args.programs[0].record.max_bytes: must be at least 1048576",
     ),
     ("          lm: openai/gpt-4o\n", "", "29: applications[0].args.models[0].lm: required key is missing"),
     ("name: small", "name: large", None),
@@ -338,6 +383,16 @@ USER_CONFIG = [
         "strategy: cost",
         "stratgy: cost",
         "49: applications[0].deployments[2].user_config.routing.stratgy: unknown key; did you mean 'strategy'?",
+    ),
+    (
+        "name: ControlPlane",
+        "name: ControlPlane\n        num_replicas: 3",
+        "48: applications[0].deployments[2].num_replicas: must be 1, as one decides for all",
+    ),
+    (
+        "name: ControlPlane",
+        "name: ControlPlane\n        autoscaling_config: {max_replicas: 2}",
+        "48: applications[0].deployments[2].autoscaling_config.max_replicas: must be 1, as one decides for all",
     ),
     (
         "pin: null",
@@ -512,6 +567,9 @@ UNREADABLE = [
     ("a: " + "[" * 3000, "c.yaml:1: nested too deeply"),
     ("a: &a [*a]\n", "c.yaml:1: nested too deeply"),
     ("a: 2024-13-77\n", "c.yaml:1: not valid YAML: month must be in 1..12"),
+    ("a: 1\nb: 2024-13-77\n", "c.yaml:2: not valid YAML: month must be in 1..12"),
+    ("a: 1\nb: !!bool x\n", "c.yaml:2: not valid YAML: not what its tag tag:yaml.org,2002:bool says"),
+    ("a: 1\nb: \x07\n", "c.yaml:2: not valid YAML: special characters are not allowed"),
 ]
 
 
@@ -528,15 +586,16 @@ def test_aliases_that_expand_to_billions_are_refused(workdir: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_one_line(workdir: Path) -> None:
-    Path("binary.yaml").write_bytes(b"a: \xff\n")
+    Path("binary.yaml").write_bytes(b"a: 1\nb: \xff\n")
     assert [str(p) for p in check_file(Path("none.yaml"))] == ["none.yaml: no such file"]
     assert [str(p) for p in check_file(workdir)] == [f"{workdir}: is a directory, not a file"]
-    assert [str(p) for p in check_file(Path("binary.yaml"))] == ["binary.yaml:1: not UTF-8 text (byte 3)"]
+    assert [str(p) for p in check_file(Path("binary.yaml"))] == ["binary.yaml:2: not UTF-8 text (byte 8)"]
 
 
 SHAPES = [
     ("applications: {}\n", "c.yaml:1: applications: must be a list"),
     ("applications:\n", "c.yaml:1: applications: must be a list"),
+    ("applications: []\n", "c.yaml:1: applications: must not be empty"),
     ("applications: [x]\n", "c.yaml:1: applications[0]: must be a mapping"),
     ("http_options: {}\n", "c.yaml:1: applications: required key is missing"),
     ("applications: [{name: a}]\n", "c.yaml:1: applications[0].import_path: required key is missing"),
@@ -568,6 +627,30 @@ def test_a_key_set_by_the_files_own_runtime_env_is_set(workdir: Path) -> None:
     text = BASE.replace("api_base: http://127.0.0.1:1/v1", "api_key_env: MY_SECRET_KEY")
     assert len(lines_of(text)) == 1
     assert lines_of(text.replace("    args:", "    runtime_env: {env_vars: {MY_SECRET_KEY: x}}\n    args:")) == []
+
+
+def test_a_key_of_nothing_but_space_is_not_set(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET_KEY", " \n")
+    (line,) = lines_of(BASE.replace("api_base: http://127.0.0.1:1/v1", "api_key_env: MY_SECRET_KEY"))
+    assert line.endswith("environment variable MY_SECRET_KEY is not set")
+
+
+def test_a_key_that_only_one_deployment_gets_is_not_there_when_the_graph_is_built(workdir: Path) -> None:
+    text = BASE.replace("api_base: http://127.0.0.1:1/v1", "api_key_env: MY_SECRET_KEY")
+    text = text.replace("num_cpus: 0.5", "runtime_env: {env_vars: {MY_SECRET_KEY: x}}")
+    (line,) = lines_of(text)
+    assert line.endswith("api_key_env: environment variable MY_SECRET_KEY is not set")
+    with pytest.raises(BuildRefused):
+        load_app_config(args_of(text))
+
+
+def test_a_control_plane_of_one_may_be_said_so(workdir: Path) -> None:
+    assert lines_of(BASE.replace("name: ControlPlane", "name: ControlPlane\n        num_replicas: 1")) == []
+
+
+def test_an_import_path_may_lead_to_an_application(workdir: Path) -> None:
+    Path("my_bound.py").write_text("from ray import serve\nclass A: ...\napp = serve.deployment(A).bind()\n")
+    assert lines_of("applications: [{import_path: 'my_bound:app'}]\n") == []
 
 
 def test_a_bad_import_does_not_hide_the_mistakes_in_args(workdir: Path) -> None:

@@ -112,6 +112,10 @@ def test_keys_need_not_be_set_here_since_the_cluster_has_them(own) -> None:
     assert args(rendered(own(), Surroundings()))["models"][0]["api_key_env"] == "NOT_SET_ON_THIS_MACHINE"
 
 
+def test_a_port_in_quotes_is_the_port_that_ray_takes_it_for(own) -> None:
+    assert "8000" in serve_config(own("port: 8000", 'port: "8000"'), Surroundings())
+
+
 def test_an_anchor_is_written_out_for_each_place_that_uses_it(own) -> None:
     file = own("levels: {full: {models: [small]}}", "levels: {full: &all {models: [small]}, minimal: *all}")
     assert "&" not in serve_config(file, Surroundings())
@@ -122,6 +126,8 @@ def test_an_anchor_is_written_out_for_each_place_that_uses_it(own) -> None:
     [
         ("name: small,", "name: small, api_base: http://localhost:11434/v1,", "models[0].api_base: is the pod itself"),
         ("name: small,", "name: small, api_base: http://127.0.0.1:8000/v1,", "models[0].api_base: is the pod itself"),
+        ("name: small,", "name: [small],", "models[0].name: must be a string"),
+        ("name: small,", "name: small, api_base: http://localhost:x/v1,", "models[0].api_base: names no host"),
         ("port: 8000", "port: 9000", "http_options.port: must be 8000"),
         ("default_model: small", "default_model: smal", "default_model: unknown model 'smal'; did you mean 'small'?"),
         ("name: app", "nme: app", "applications[0].nme: unknown key; did you mean 'name'?"),

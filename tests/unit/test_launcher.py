@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -84,6 +86,7 @@ def test_a_jobs_python_is_the_one_that_serves(inherited: dict[str, str], path: s
         ({"host": "10.1.2.3", "ssl_certfile": "c.pem"}, "https://10.1.2.3:8000"),
         ({"port": "many"}, "http://127.0.0.1:8000"),
         ({"port": 99999}, "http://127.0.0.1:8000"),
+        ({"port": "81"}, "http://127.0.0.1:81"),
     ],
 )
 def test_the_url_is_one_this_machine_can_reach(options: Any, url: str) -> None:
@@ -144,6 +147,18 @@ def test_a_second_run_is_told_of_the_first_before_anything_listens(locks: Path) 
         )
     with reserved([port]):
         pass
+
+
+def test_a_port_that_is_meant_twice_is_no_other_runs(locks: Path) -> None:
+    port = free_port()
+    assert refusal(Port(port, "127.0.0.1", "http_options.port"), Port(port, "", "RAY_SERVE_HAPROXY_STATS_PORT")) == (
+        f"port {port} is meant twice, by http_options.port and RAY_SERVE_HAPROXY_STATS_PORT; change one"
+    )
+
+
+def test_a_process_that_cannot_be_started_is_not_taken_for_another_run(locks: Path) -> None:
+    with pytest.raises(BlockingIOError), reserved([Port(free_port(), "127.0.0.1", "http_options.port")]):
+        raise BlockingIOError(errno.EAGAIN, "as fork(2) says it where there are too many processes")
 
 
 def test_an_address_of_another_machine_is_one_line(locks: Path) -> None:
@@ -209,6 +224,16 @@ def test_an_example_has_a_value_of_the_right_type_for_each_required_input() -> N
         "tags": [],
         "note": "Hello",
     }
+
+
+def test_an_example_of_a_type_that_contains_itself_ends() -> None:
+    node = {
+        "properties": {"value": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}},
+        "required": ["value", "next"],
+    }
+    both = {"properties": {name: {"$ref": "#/$defs/Node"} for name in ("head", "tail")}, "required": ["head", "tail"]}
+    one = {"value": 1, "next": None}
+    assert sample(both | {"$defs": {"Node": node}}) == {"head": one, "tail": one}
 
 
 @contextmanager
@@ -343,6 +368,26 @@ print(adopted, len(before), len(left), len(descendants()))
 def test_an_orphan_that_ignores_sigterm_is_ended() -> None:
     done = subprocess.run([sys.executable, "-c", ORPHANS], capture_output=True, check=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "1", "0", "0"]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_closes_ends_a_run_unless_nohup_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: bool
+) -> None:
+    def watch(run: launcher.Run, _: object) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return run._interrupts
+
+    monkeypatch.setattr(launcher, "adopt_orphans", lambda: True)
+    for name, method in {"_start": lambda *_: None, "_watch": watch, "_end": lambda *_: None}.items():
+        monkeypatch.setattr(launcher.Run, name, method)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with LogFile.open(tmp_path / "serve.log", echo=False) as log:
+            assert launcher.Run(Path("c.yaml"), {}, "", log).serve({}) == (0 if ignored else 1)
+        assert signal.getsignal(signal.SIGHUP) is (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_file_with_a_mistake_starts_nothing(tmp_path: Path) -> None:

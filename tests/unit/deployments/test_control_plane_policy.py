@@ -1,6 +1,7 @@
 """The policy over several lives of the control plane: what is in force outlives the process, whatever was deployed."""
 
 import asyncio
+import inspect
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -82,6 +83,15 @@ async def test_a_life_that_begins_with_a_bad_policy_goes_on_under_the_one_that_w
             status = await next_life.status()
             assert status["policy"] == (await first.status())["policy"]
             assert "routing.stratgy: unknown key" in status["policy_problems"][0]
+
+
+async def test_a_policy_that_is_taken_out_is_the_default_again() -> None:
+    assert "rank" in inspect.signature(ControlPlaneDeployment.reconfigure).parameters  # else Ray does not tell
+    async with life(None) as plane:
+        await plane.reconfigure(GOOD, rank=0)
+        await plane.reconfigure(None, rank=0)
+        snapshot = await plane.exchange(Report("Router-1", "Router"))
+        assert (snapshot.policy.routing.strategy, snapshot.policy.degradation.pin) == ("cost", None)
 
 
 async def test_a_policy_is_written_also_when_nothing_else_changed(url, application) -> None:
