@@ -136,8 +136,8 @@ class _Turn:
         """Nothing to do: it is the end that counts."""
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        if isinstance(error, Exception) and self._ask is not None:
-            self._journal.record_later(self._ask, partial(_observation, self._name, error))
+        if error is not None:
+            self._journal.failed(self._ask, partial(_observation, self._name, error))
 
     def returned(self, reply: str | None) -> None:
         """Note what the function returned."""
@@ -213,7 +213,7 @@ async def _ready(value: object) -> object:
     return value
 
 
-def _observation(name: str, error: Exception) -> str | None:
+def _observation(name: str, error: BaseException) -> str | None:
     """What ``ReAct`` told the model of ``error``, if it is ``ReAct`` that caught it.
 
     The traceback starts where the error was caught, which is known only afterwards.

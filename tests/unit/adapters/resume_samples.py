@@ -251,6 +251,35 @@ class CatchesToolErrors(dspy.Module):
         return Answered(final=topic, note=note)
 
 
+def pay(to: str) -> str:
+    """Pay; the first attempt finds nobody there."""
+    RUNS.append(("pay", to))
+    if len(RUNS) == 1:
+        raise ConnectionError("nobody there")
+    return f"paid {to}"
+
+
+class TriesAgain(dspy.Module):
+    """Asks a model, and then a tool, once more where they fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.topic = dspy.Predict("question -> topic")
+        self.pay = dspy.Tool(pay)
+        self.final = dspy.Predict("text -> final")
+
+    async def aforward(self, question: str) -> Answered:
+        try:
+            topic = (await self.topic.acall(question=question)).topic
+        except dspy.LMError:
+            topic = (await self.topic.acall(question=question)).topic
+        try:
+            note = await self.pay.acall(to=topic)
+        except ConnectionError:
+            note = await self.pay.acall(to=topic)
+        return Answered(final=(await self.final.acall(text=note)).final, note=note)
+
+
 class Place(BaseModel):
     name: str
     at: tuple[int, int]

@@ -205,6 +205,17 @@ async def test_an_error_that_the_program_handles_itself_is_no_answer_and_the_too
     assert len(RUNS) == 2
 
 
+async def test_what_worked_when_the_program_tried_again_is_not_done_once_more():
+    program = load("TriesAgain")
+    first = await attempt(program, QUESTION, Model("large", fails={1: DOWN, 3: DOWN}))
+    assert (first.error.outcome, kinds(first.steps)) == (Outcome.SERVER_ERROR, (1, 1))
+    small = Model("small")
+    second = await attempt(program, QUESTION, small, first.steps)
+    assert second.answer.outputs == {"final": "final by small", "note": "paid topic by large"}
+    assert (second.resumed, small.fields) == (1, ["final"])
+    assert RUNS == [("pay", "topic by large")] * 2, "the one that failed, and the one that paid"
+
+
 async def test_a_tool_bound_to_a_program_that_is_copied_counts_in_the_copy():
     program = load("Counts")
     module = program._shapes["full"].variant.module
