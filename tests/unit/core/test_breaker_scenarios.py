@@ -112,7 +112,7 @@ def test_a_reset_ends_a_long_cooling_in_every_router(seed):
     cluster = Cluster(POLICY, lambda now, router: limited if now < 5 else OK, routers=3, seed=seed)
     for router in cluster.routers:
         cluster.traffic(router, 0.1, until=30)
-    cluster.at(20, lambda: cluster.control.reset())
+    cluster.at(20, cluster.control.reset)
     cluster.run(31)
 
     assert not cluster.asked(begin=5, end=20)
