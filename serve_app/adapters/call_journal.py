@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from serve_app.adapters.lm_step import load_response
@@ -76,10 +76,15 @@ class CallJournal:
             if ask is not None and not self._is_closed and len(self._failed) < MAX_STEPS:
                 self._failed[ask] = reply
 
-    def blame(self, text: str | None) -> None:
-        """Forget the latest response, and every one with this ``text``: the program could not use it."""
+    def blame(self, text: str | None, values: Collection[str] = ()) -> None:
+        """Forget the latest response, and each with this ``text`` or one of ``values`` in it: it was of no use."""
+
+        def is_blamed(reply: str) -> bool:
+            said = _text(reply)
+            return said is not None and (said == text or any(value in said for value in values))
+
         with self._lock:
-            self._journal.blame(lambda reply: text is not None and _text(reply) == text)
+            self._journal.blame(is_blamed)
 
     def finished(self) -> tuple[Step, ...]:
         """The steps that the next attempt may take over."""

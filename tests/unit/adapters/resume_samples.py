@@ -387,6 +387,26 @@ class Scored(TypedDict):
     score: int
 
 
+class Noted(TypedDict):
+    score: int
+    note: str
+
+
+class PromisesANumberEarly(dspy.Module):
+    """The number is there before the last step, which does not mind that it is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.topic = dspy.Predict("question -> topic")
+        self.score = dspy.Predict("topic -> score")
+        self.note = dspy.Predict("topic -> note")
+
+    async def aforward(self, question: str) -> Noted:
+        topic = (await self.topic.acall(question=question)).topic
+        score = (await self.score.acall(topic=topic)).score
+        return {"score": score, "note": (await self.note.acall(topic=topic)).note}
+
+
 class PromisesANumber(dspy.Module):
     """The reply can be parsed, and is no number."""
 

@@ -141,6 +141,16 @@ async def test_an_answer_that_parses_and_does_not_fit_the_outputs_is_asked_again
     assert (second.answer.outputs, second.resumed, small.fields) == ({"score": 3}, 1, ["score"])
 
 
+async def test_of_several_answers_the_one_with_the_value_that_does_not_fit_is_asked_again():
+    program = load("PromisesANumberEarly")
+    first = await attempt(program, QUESTION, Model("large"))
+    assert isinstance(first.error, BadOutput)
+    small = Model("small", answers={"score": chat_reply(score=3)})
+    second = await attempt(program, QUESTION, small, first.steps)
+    assert second.answer.outputs == {"score": 3, "note": "note by small"}
+    assert (second.resumed, small.fields) == (1, ["score", "note"])
+
+
 async def test_the_only_answer_of_a_program_is_asked_again():
     program = load_program(config("text -> score: int"))
     asked = call({"text": "t"})
