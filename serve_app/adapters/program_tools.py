@@ -6,8 +6,8 @@ its name, its arguments and its occurrence. Outside of a call with a journal the
 
 Kept is what JSON says exactly, and what the function's return annotation reads back from JSON as an equal value
 (pydantic models, dataclasses, tuples, dates). Anything else is not kept, and such a tool runs again, as do: a tool
-that the program makes while it runs, a function that it calls without ``dspy.Tool``, and a sync tool that was still
-running when its attempt ran out of time.
+that the program makes while it runs, a function that it calls without ``dspy.Tool``, and a tool that a thread was
+still running, or began, after its attempt had run out of time.
 
 A tool that raised has not finished, and runs again. The exception is ``dspy.ReAct``: it tells the model of the error
 and goes on, so the error is the tool's answer there, and is kept in the words that ``ReAct`` found for it.
