@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -60,16 +61,22 @@ class Archive:
 
 
 def read_archive(config: RecordConfig, program: str) -> Archive:
-    """Everything that the replicas of this machine wrote down about a program."""
+    """Everything that the replicas of this machine wrote down about a program.
+
+    Raises:
+        ConfigError: it may not be read, or cannot.
+    """
     archive = Archive()
     lines: list[Row] = []
-    for path in sorted((Path(config.path) / program).glob("*.jsonl")):
-        for text in path.read_bytes().splitlines():
+    try:
+        for text in _texts(Path(config.path) / program):
             line = _line(text)
             if line is None:
                 archive.unreadable += 1
             else:
                 lines.append(line)
+    except OSError as error:
+        raise ConfigError([f"{error.filename} cannot be read: {error.strerror}"]) from None
     lines.sort(key=lambda line: line["at"])
     archive.calls = {line["call_id"]: line for line in lines if "inputs" in line}
     for verdict in (line for line in lines if "inputs" not in line):
@@ -80,6 +87,14 @@ def read_archive(config: RecordConfig, program: str) -> Archive:
         call["scores"][MetricType.FEEDBACK] = verdict["score"]
         call["comment"] = verdict.get("comment", "")
     return archive
+
+
+def _texts(directory: Path) -> Iterator[bytes]:
+    """The lines of a record; replicas may delete its oldest files meanwhile."""
+    with suppress(FileNotFoundError):
+        for path in sorted(directory.iterdir()):  # ``glob`` would find nothing in a directory that may not be read
+            with suppress(FileNotFoundError):
+                yield from path.read_bytes().splitlines() if path.suffix == ".jsonl" else ()
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:

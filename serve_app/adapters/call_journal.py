@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from serve_app.adapters.lm_step import load_response
@@ -13,6 +13,10 @@ from serve_app.messages import Step, StepKind
 T = TypeVar("T")
 
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
+
+
+def _no_answer() -> None:
+    """What a failure leaves, as a rule."""
 
 
 class CallJournal:
@@ -26,7 +30,7 @@ class CallJournal:
 
     def __init__(self, inherited: Iterable[Step] = ()) -> None:
         self._journal = Journal(inherited)
-        self._later: list[tuple[Ask, Callable[[], str | None]]] = []
+        self._failed: dict[Ask, Callable[[], str | None]] = {}
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -40,7 +44,7 @@ class CallJournal:
         if fingerprint is None:
             return None
         with self._lock:
-            return self._journal.ask(kind, fingerprint)
+            return self._again(self._journal.ask(kind, fingerprint))
 
     def replay(self, ask: Ask | None, load: Callable[[str], T]) -> T | None:
         """The recorded answer as ``load`` reads it; ``None`` when there is none, or none that it can read."""
@@ -66,22 +70,27 @@ class CallJournal:
             if not self._is_closed:
                 self._journal.record(ask, reply)
 
-    def record_later(self, ask: Ask, reply: Callable[[], str | None]) -> None:
-        """Note an answer that is known only once the attempt is over: ``reply`` makes it for ``finished``."""
+    def failed(self, ask: Ask | None, reply: Callable[[], str | None] = _no_answer) -> None:
+        """Note that a question failed. ``reply`` is asked once the failure was dealt with whether it is an answer."""
         with self._lock:
-            if not self._is_closed and len(self._later) < MAX_STEPS:
-                self._later.append((ask, reply))
+            if ask is not None and not self._is_closed and len(self._failed) < MAX_STEPS:
+                self._failed[ask] = reply
 
-    def blame(self, text: str | None) -> None:
-        """Forget the latest response, and every one with this ``text``: the program could not use it."""
+    def blame(self, text: str | None, values: Collection[str] = ()) -> None:
+        """Forget the latest response, and each with this ``text`` or one of ``values`` in it: it was of no use."""
+
+        def is_blamed(reply: str) -> bool:
+            said = _text(reply)
+            return said is not None and (said == text or any(value in said for value in values))
+
         with self._lock:
-            self._journal.blame(lambda reply: text is not None and _text(reply) == text)
+            self._journal.blame(is_blamed)
 
     def finished(self) -> tuple[Step, ...]:
         """The steps that the next attempt may take over."""
         with self._lock:
-            later, self._later = self._later, []
-            for ask, reply in later:
+            failed, self._failed = self._failed, {}
+            for ask, reply in failed.items():
                 self._journal.record(ask, reply())
             return self._journal.finished()
 
@@ -89,7 +98,19 @@ class CallJournal:
         """The attempt is over: what a thread that was given up still finishes is not noted any more."""
         with self._lock:
             self._is_closed = True
-            self._later = []
+            self._failed = {}
+
+    def _again(self, ask: Ask) -> Ask:
+        """``ask``, or the one before it, where that failed and left no answer: the program tries again."""
+        before = ask._replace(occurrence=ask.occurrence - 1)
+        if before not in self._failed:
+            return ask
+        reply = self._failed.pop(before)()
+        if reply is None:
+            self._journal.take_back(ask)
+            return before
+        self._journal.record(before, reply)
+        return ask
 
 
 def _text(reply: str) -> str | None:

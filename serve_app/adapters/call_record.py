@@ -9,6 +9,7 @@ A full or missing disk loses lines, which is counted and logged; no call waits f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -153,6 +154,7 @@ class Segments:
                 os.close(file)
         except OSError:
             self._size = 0  # a line may be cut short: the next one begins another file
+            self._drop_empty()
             raise
 
     def _path(self) -> Path:
@@ -163,6 +165,12 @@ class Segments:
         self._number += 1
         self._size = 0
         self._make_room()
+
+    def _drop_empty(self) -> None:
+        """Leave no file behind that nothing could be written to: a full disk would gather one for each lost line."""
+        with contextlib.suppress(OSError):
+            if not self._path().lstat().st_size:
+                self._path().unlink()
 
     def _make_room(self) -> None:
         """Delete the oldest files until a new one fits; other replicas may do the same at the same time."""

@@ -104,7 +104,11 @@ class AsyncEngine:
         if replayed is not None:
             _note_end(scope, request.config, replayed.finish_reason)
             return replayed
-        response = await self._send(scope, request)
+        try:
+            response = await self._send(scope, request)
+        except BaseException:
+            scope.journal.failed(ask)
+            raise
         scope.journal.record(ask, dump_response(response))
         return response
 

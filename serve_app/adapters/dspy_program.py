@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from serve_app.adapters import prompt_memo
 from serve_app.adapters.call_record import COMMENT
 from serve_app.adapters.call_scope import current_journal, current_scope
-from serve_app.adapters.program_answer import Answer, NoOutputs, read_answer
+from serve_app.adapters.program_answer import Answer, NoOutputs, misfits, read_answer
 from serve_app.adapters.program_errors import translate, unparsed_reply
 from serve_app.adapters.program_levels import Shape, Variant, shape_of, variant_of
 from serve_app.adapters.program_runner import ProgramThreads, out_of_time
@@ -193,7 +193,7 @@ class Program:
         if isinstance(translated, ProgramError):
             self._log(error, call)
         if isinstance(translated, BadOutput):
-            _blame(unparsed_reply(error))
+            _blame(reply=unparsed_reply(error))
         if isinstance(translated, Overloaded):
             self._note_held()
         if translated is error:
@@ -208,8 +208,8 @@ class Program:
                 is_declared=variant.interface.is_declared,
                 confidence_field=self.config.confidence_field,
             )
-        except BadOutput:
-            _blame(None)
+        except BadOutput as error:
+            _blame(values=misfits(error))
             raise
         except NoOutputs as error:
             self._log(error, call)
@@ -269,11 +269,11 @@ def load_program(config: ProgramConfig, base_dir: Path | None = None, *, max_cal
     return Program(config, shapes, version, threads, reward)
 
 
-def _blame(reply: str | None) -> None:
-    """Keep an unusable reply from the next model, which is asked that step anew."""
+def _blame(reply: str | None = None, values: Sequence[str] = ()) -> None:
+    """Keep an unusable reply, or the one that unusable values are from, from the next model: it is asked anew."""
     journal = current_journal()
     if journal is not None:
-        journal.blame(reply)
+        journal.blame(reply, values)
 
 
 def _shapes(config: ProgramConfig, full: Variant, threads: ProgramThreads, problems: list[str]) -> dict[Level, Shape]:

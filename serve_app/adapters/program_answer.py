@@ -73,6 +73,13 @@ def read_answer(
     return Answer(outputs, _confidence(prediction, outputs, confidence_field), prediction)
 
 
+def misfits(error: BadOutput) -> list[str]:
+    """The values that did not fit, as a model may have written them; not told to anybody."""
+    behind = error.__context__
+    found = [item["input"] for item in behind.errors()] if isinstance(behind, ValidationError) else []
+    return [str(value) for value in found if isinstance(value, (str, int, float)) and value != ""]
+
+
 def ratio(value: object) -> float | None:
     """``value`` as a share of one: ``0.8``, ``"0.8"`` and ``"80%"`` are 0.8; what is not in 0..1 is ``None``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):

@@ -6,8 +6,8 @@ its name, its arguments and its occurrence. Outside of a call with a journal the
 
 Kept is what JSON says exactly, and what the function's return annotation reads back from JSON as an equal value
 (pydantic models, dataclasses, tuples, dates). Anything else is not kept, and such a tool runs again, as do: a tool
-that the program makes while it runs, a function that it calls without ``dspy.Tool``, and a sync tool that was still
-running when its attempt ran out of time.
+that the program makes while it runs, a function that it calls without ``dspy.Tool``, and a tool that a thread was
+still running, or began, after its attempt had run out of time.
 
 A tool that raised has not finished, and runs again. The exception is ``dspy.ReAct``: it tells the model of the error
 and goes on, so the error is the tool's answer there, and is kept in the words that ``ReAct`` found for it.
@@ -136,8 +136,8 @@ class _Turn:
         """Nothing to do: it is the end that counts."""
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
-        if isinstance(error, Exception) and self._ask is not None:
-            self._journal.record_later(self._ask, partial(_observation, self._name, error))
+        if error is not None:
+            self._journal.failed(self._ask, partial(_observation, self._name, error))
 
     def returned(self, reply: str | None) -> None:
         """Note what the function returned."""
@@ -213,7 +213,7 @@ async def _ready(value: object) -> object:
     return value
 
 
-def _observation(name: str, error: Exception) -> str | None:
+def _observation(name: str, error: BaseException) -> str | None:
     """What ``ReAct`` told the model of ``error``, if it is ``ReAct`` that caught it.
 
     The traceback starts where the error was caught, which is known only afterwards.

@@ -190,7 +190,7 @@ class ClusterBreaker:
             self._count(known, report.batch)
         self._leases.hear(router, report)
         self._leases.free_unclaimed()
-        if report.cooling_s > 0:
+        if report.known.generation == self._breaker.generation:  # else it may be what ``reset`` has just ended
             self._breaker.cool_down(report.cooling_s)
         self._judge(router)
         self._settle()

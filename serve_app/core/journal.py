@@ -7,7 +7,8 @@ finished steps of a failed attempt go along to the next one, and whoever asks th
     anything else                      asked anew, and recorded in its turn
 
 A question is known by its fingerprint, and repeated questions by their occurrence: the second time that a program
-asks the same thing it gets the second answer, whatever else went on in between. There is no order among different
+asks the same thing it gets the second answer, whatever else went on in between. One that failed and is then asked once
+more is still the same, so that a program which tries again finds its answer. There is no order among different
 questions, so programs that ask several at once are resumed like any other, and a program that takes another turn
 simply finds nothing.
 
@@ -71,11 +72,15 @@ class Journal:
             self._keep(step)
 
     def ask(self, kind: StepKind, fingerprint: str) -> Ask:
-        """Count a question; its occurrence says how often it was asked before in this attempt."""
+        """Count a question; its occurrence says how often it was asked before in this attempt, ``take_back`` aside."""
         question = (kind, fingerprint)
         occurrence = self._asked.get(question, 0)
         self._asked[question] = occurrence + 1
         return Ask(kind, fingerprint, occurrence)
+
+    def take_back(self, ask: Ask) -> None:
+        """Uncount the latest of a question's occurrences."""
+        self._asked[ask.kind, ask.fingerprint] = ask.occurrence
 
     def reply_to(self, ask: Ask) -> str | None:
         """The recorded answer; ``None`` when there is none."""

@@ -6,7 +6,8 @@ own the next reports say everything again.
 
 Rewards and callers' verdicts teach; a program's own confidence is shown and, unless the policy says so, not learned
 from, since models are overconfident when asked (Xiong et al. 2024, arXiv:2306.13063). Only scores of the program's
-current version teach: the version that the replica started last runs.
+current version teach: the version that the replica started last runs, of those that still report. A board that was
+born while replicas are replaced hears old and new ones in any order, and then the old ones fall silent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from serve_app.core.learned_quality import Evidence, learned_quality
+from serve_app.core.roster import SILENCE_S
 from serve_app.core.score_tally import MIN_WEIGHT
 from serve_app.messages import Level, MetricType, Origin, Quality, Report, ScoreSum
 
@@ -73,7 +75,8 @@ class QualityBoard:
     def versions(self) -> dict[str, str]:
         """The current version of each program."""
         current: dict[str, str] = {}
-        for source in sorted(self._sources.values(), key=lambda source: source.started):
+        heard_since = self._clock() - SILENCE_S
+        for source in sorted(self._sources.values(), key=lambda each: (each.seen_at >= heard_since, each.started)):
             current |= source.versions
         return current
 

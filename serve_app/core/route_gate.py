@@ -12,6 +12,7 @@
     a generation later than the known one   taken; leases and counted calls of the earlier one are void
     ... in which the cluster is closed      the own breaker closes too: recovery is at once everywhere. If it is this
                                             router's path that is broken, the own breaker opens again by itself
+    ... by an operator's ``reset``          the route's cooling is over, too
     an earlier generation                   ignored; the next report teaches the control plane
     a 429                                   the route cools here at once, and everywhere with the next exchange
 
@@ -178,7 +179,7 @@ class RouteGate:
             self._outbox.begin(reply.known.generation)
             if reply.known.state is BreakerState.CLOSED:
                 self._wanted_at = None
-                self._close_own()
+                self._close_own(is_reset=not reply.known.trips)
 
     def reconfigure(self, policy: BreakerPolicy) -> None:
         """Go on under another policy: the state stays."""
@@ -213,9 +214,9 @@ class RouteGate:
         if permit.issuer is self._alone and self._alone is not None and self._alone.state is BreakerState.CLOSED:
             self._close_own()
 
-    def _close_own(self) -> None:
-        """Close the own breaker; a model that cools goes on cooling."""
-        cooling_s = self._own.cooling_s
+    def _close_own(self, *, is_reset: bool = False) -> None:
+        """Close the own breaker; a model that cools goes on cooling, unless an operator gave it a fresh start."""
+        cooling_s = 0.0 if is_reset else self._own.cooling_s
         self._own.reset()
         self._own.cool_down(cooling_s)
 

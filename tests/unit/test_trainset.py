@@ -1,6 +1,8 @@
 """From a record to examples that DSPy optimises with."""
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -121,6 +123,28 @@ def test_what_has_no_record_is_said_in_one_line_and_nothing_is_written(
     assert run(monkeypatch, config, "--program", program, "-o", str(output)) == 2
     assert words in capsys.readouterr().err
     assert output.read_text() == "precious"
+
+
+def test_a_record_that_may_not_be_read_is_not_taken_for_an_empty_one(
+    config, archive, tmp_path, monkeypatch, capsys
+) -> None:
+    def forbidden(self: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    monkeypatch.setattr(os, "scandir", forbidden)
+    assert run(monkeypatch, config, "--program", "triage", "-o", str(tmp_path / "kept.jsonl")) == 2
+    assert capsys.readouterr().err == f"{archive / 'triage'} cannot be read: Permission denied\n"
+    assert not (tmp_path / "kept.jsonl").exists()
+
+
+def test_a_file_that_a_replica_deletes_meanwhile_is_left_out(archive) -> None:
+    (archive / "triage" / "Model-small-0-000001.jsonl").symlink_to("deleted")
+    assert len(read_archive(RecordConfig(path=str(archive)), "triage").calls) == 4
+
+
+def test_a_record_that_nothing_was_written_to_yet_is_empty(tmp_path) -> None:
+    assert read_archive(RecordConfig(path=str(tmp_path)), "triage").calls == {}
 
 
 def test_an_output_called_like_ours_is_the_programs_own(tmp_path) -> None:

@@ -251,6 +251,35 @@ class CatchesToolErrors(dspy.Module):
         return Answered(final=topic, note=note)
 
 
+def pay(to: str) -> str:
+    """Pay; the first attempt finds nobody there."""
+    RUNS.append(("pay", to))
+    if len(RUNS) == 1:
+        raise ConnectionError("nobody there")
+    return f"paid {to}"
+
+
+class TriesAgain(dspy.Module):
+    """Asks a model, and then a tool, once more where they fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.topic = dspy.Predict("question -> topic")
+        self.pay = dspy.Tool(pay)
+        self.final = dspy.Predict("text -> final")
+
+    async def aforward(self, question: str) -> Answered:
+        try:
+            topic = (await self.topic.acall(question=question)).topic
+        except dspy.LMError:
+            topic = (await self.topic.acall(question=question)).topic
+        try:
+            note = await self.pay.acall(to=topic)
+        except ConnectionError:
+            note = await self.pay.acall(to=topic)
+        return Answered(final=(await self.final.acall(text=note)).final, note=note)
+
+
 class Place(BaseModel):
     name: str
     at: tuple[int, int]
@@ -356,6 +385,26 @@ class RaisesLater(dspy.Module):
 
 class Scored(TypedDict):
     score: int
+
+
+class Noted(TypedDict):
+    score: int
+    note: str
+
+
+class PromisesANumberEarly(dspy.Module):
+    """The number is there before the last step, which does not mind that it is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.topic = dspy.Predict("question -> topic")
+        self.score = dspy.Predict("topic -> score")
+        self.note = dspy.Predict("topic -> note")
+
+    async def aforward(self, question: str) -> Noted:
+        topic = (await self.topic.acall(question=question)).topic
+        score = (await self.score.acall(topic=topic)).score
+        return {"score": score, "note": (await self.note.acall(topic=topic)).note}
 
 
 class PromisesANumber(dspy.Module):

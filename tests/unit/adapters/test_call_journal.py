@@ -6,6 +6,8 @@ from pathlib import Path
 import orjson
 import pytest
 from dspy import lm15
+from hypothesis import given
+from hypothesis import strategies as st
 from lm_fault_server import FaultServer
 
 from serve_app.adapters.call_journal import CallJournal
@@ -260,8 +262,37 @@ async def test_what_ends_after_the_call_is_not_recorded():
     with call_scope(10, None, journal):
         place = journal.ask(StepKind.LM, "a")
     journal.record(place, "late")
-    journal.record_later(place, lambda: "later")
+    journal.failed(place, lambda: "later")
     assert journal.finished() == ()
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=20))
+def test_a_program_that_asks_until_it_is_answered_finds_every_answer_the_next_time(questions):
+    first = CallJournal()
+    for number, (question, failures) in enumerate(questions):
+        for _ in range(failures):
+            first.failed(first.ask(StepKind.TOOL, question))
+        first.record(first.ask(StepKind.TOOL, question), str(number))
+    second = CallJournal(first.finished())
+    replies = [second.replay(second.ask(StepKind.TOOL, question), str) for question, _ in questions]
+    assert replies == [str(number) for number in range(len(questions))]
+
+
+def test_a_failure_that_was_an_answer_to_the_program_keeps_its_place():
+    first = CallJournal()
+    first.failed(first.ask(StepKind.TOOL, "a"), lambda: "told")
+    first.record(first.ask(StepKind.TOOL, "a"), "found")
+    second = CallJournal(first.finished())
+    assert [second.replay(second.ask(StepKind.TOOL, "a"), str) for _ in range(2)] == ["told", "found"]
+
+
+def test_a_failure_beside_another_question_of_its_kind_leaves_the_others_place():
+    first = CallJournal()
+    failing, other = (first.ask(StepKind.TOOL, "a") for _ in range(2))
+    first.failed(failing)
+    first.record(other, "second")
+    second = CallJournal(first.finished())
+    assert [second.replay(second.ask(StepKind.TOOL, "a"), str) for _ in range(2)] == [None, "second"]
 
 
 def test_a_reply_is_blamed_by_its_text():

@@ -1,6 +1,7 @@
 """Calls written down: whole lines, bounded, private, redacted."""
 
 import asyncio
+import errno
 import json
 import os
 import stat
@@ -90,6 +91,22 @@ async def test_a_path_that_cannot_be_written_costs_lines_and_nothing_else(tmp_pa
     bench.record.write(LINE)
     await bench.record.aclose()
     assert len(bench.lines()) == 1
+
+
+def test_a_full_disk_gathers_no_empty_files(tmp_path, monkeypatch) -> None:
+    segments = Segments(tmp_path, "a", 2**20)
+    segments.append(b"1\n")
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", no_space)
+        for _ in range(10):
+            with pytest.raises(OSError, match="No space"):
+                segments.append(b"2\n")
+    segments.append(b"3\n")
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"1\n", b"3\n"]
+
+
+def no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_link_in_the_way_is_not_followed(tmp_path) -> None:

@@ -141,6 +141,16 @@ async def test_an_answer_that_parses_and_does_not_fit_the_outputs_is_asked_again
     assert (second.answer.outputs, second.resumed, small.fields) == ({"score": 3}, 1, ["score"])
 
 
+async def test_of_several_answers_the_one_with_the_value_that_does_not_fit_is_asked_again():
+    program = load("PromisesANumberEarly")
+    first = await attempt(program, QUESTION, Model("large"))
+    assert isinstance(first.error, BadOutput)
+    small = Model("small", answers={"score": chat_reply(score=3)})
+    second = await attempt(program, QUESTION, small, first.steps)
+    assert second.answer.outputs == {"score": 3, "note": "note by small"}
+    assert (second.resumed, small.fields) == (1, ["score", "note"])
+
+
 async def test_the_only_answer_of_a_program_is_asked_again():
     program = load_program(config("text -> score: int"))
     asked = call({"text": "t"})
@@ -203,6 +213,17 @@ async def test_an_error_that_the_program_handles_itself_is_no_answer_and_the_too
     second = await attempt(program, QUESTION, Model("small"), first.steps)
     assert second.answer.outputs["note"] == "nothing"
     assert len(RUNS) == 2
+
+
+async def test_what_worked_when_the_program_tried_again_is_not_done_once_more():
+    program = load("TriesAgain")
+    first = await attempt(program, QUESTION, Model("large", fails={1: DOWN, 3: DOWN}))
+    assert (first.error.outcome, kinds(first.steps)) == (Outcome.SERVER_ERROR, (1, 1))
+    small = Model("small")
+    second = await attempt(program, QUESTION, small, first.steps)
+    assert second.answer.outputs == {"final": "final by small", "note": "paid topic by large"}
+    assert (second.resumed, small.fields) == (1, ["final"])
+    assert RUNS == [("pay", "topic by large")] * 2, "the one that failed, and the one that paid"
 
 
 async def test_a_tool_bound_to_a_program_that_is_copied_counts_in_the_copy():

@@ -277,6 +277,31 @@ async def test_async_tools_at_once_each_get_their_own_value():
     assert len(RUNS) == 3
 
 
+async def test_a_tool_that_was_cancelled_and_called_again_runs_no_more_once_it_returned():
+    is_there = asyncio.Event()
+
+    async def wait() -> str:
+        await is_there.wait()
+        RUNS.append(("wait",))
+        return "waited"
+
+    async def use():
+        try:
+            async with asyncio.timeout(0):
+                return await tool()
+        except TimeoutError:
+            is_there.set()
+            return await tool()
+
+    tool, first = journaled(wait), CallJournal()
+    with call_scope(10, None, first):
+        assert await use() == "waited"
+        steps = first.finished()
+    with call_scope(10, None, CallJournal(steps)):
+        assert await tool() == "waited"
+    assert len(RUNS) == 1
+
+
 async def test_a_cancelled_tool_has_not_finished():
     journal = CallJournal()
     with call_scope(10, None, journal):

@@ -107,6 +107,20 @@ def test_a_429_keeps_every_router_away_until_its_time_and_not_much_longer(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_a_reset_ends_a_long_cooling_in_every_router(seed):
+    limited = Answer(Outcome.RATE_LIMITED, latency_s=0.01, retry_after_s=3600)
+    cluster = Cluster(POLICY, lambda now, router: limited if now < 5 else OK, routers=3, seed=seed)
+    for router in cluster.routers:
+        cluster.traffic(router, 0.1, until=30)
+    cluster.at(20, cluster.control.reset)
+    cluster.run(31)
+
+    assert not cluster.asked(begin=5, end=20)
+    assert {request.router for request in cluster.asked(begin=20, end=21)} == set(cluster.routers)
+    assert [refusal for at, _, refusal in cluster.refusals if at > 21] == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_slow_model_opens_within_a_window(seed):
     policy = BreakerPolicy(slow_call_s=1, window_s=10)
     cluster = Cluster(policy, lambda now, router: Answer(latency_s=2 if now > 20 else 0.2), routers=2, seed=seed)

@@ -5,6 +5,7 @@ import pytest
 from serve_app.config import LearningPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.quality_board import MAX_SOURCES, REFRESH_S, QualityBoard
+from serve_app.core.roster import SILENCE_S
 from serve_app.messages import Level, MetricType, Origin, Report, ScoreSum
 
 POLICY = LearningPolicy(min_samples=0, prior_weight=10, max_change=1, half_life_s=100)
@@ -84,6 +85,24 @@ def test_only_the_version_that_was_started_last_teaches_also_after_a_step_back()
     bench.report("c", 0.0, version="v1")
     assert bench.learned() < 0.8
     assert bench.board.versions() == {"triage": "v1"}
+
+
+def test_a_board_born_during_an_update_learns_from_the_new_version_once_the_old_one_is_gone() -> None:
+    bench = Board()
+    bench.report("new", 1.0, version="v2")
+    bench.report("old", 0.0, version="v1")
+    bench.clock.advance(SILENCE_S + 1)
+    bench.report("new", 1.0, version="v2")
+    assert bench.board.versions() == {"triage": "v2"}
+    assert bench.learned() > 0.8
+
+
+def test_a_program_that_no_replica_runs_any_more_keeps_its_version() -> None:
+    bench = Board()
+    bench.report("a", 0.0, version="v1")
+    bench.report("b", 1.0, version="v2")
+    bench.clock.advance(SILENCE_S + 1)
+    assert bench.board.versions() == {"triage": "v2"}
 
 
 def test_under_pressure_scores_say_nothing_of_the_full_program() -> None:

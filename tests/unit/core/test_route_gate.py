@@ -17,7 +17,7 @@ POLICY = BreakerPolicy(window_s=10, minimum_calls=5, open_s=10, max_open_s=40, p
 CLOSED = BreakerSnapshot(BreakerState.CLOSED, 0)
 OPEN = BreakerSnapshot(BreakerState.OPEN, 1, "calls failed", trips=1, wait_s=10)
 HALF_OPEN = replace(OPEN, state=BreakerState.HALF_OPEN, generation=2, wait_s=0.0, leases=((1, 20.0),), last_lease=1)
-CLOSED_AGAIN = BreakerSnapshot(BreakerState.CLOSED, 3)
+CLOSED_AGAIN = BreakerSnapshot(BreakerState.CLOSED, 3, trips=1)
 LEASE = ProbeLease(1, 2, use_within_s=2, expires_in_s=20)
 
 
@@ -148,6 +148,13 @@ class TestCooling:
         hear(gate, CLOSED_AGAIN)
 
         assert gate.admit() == Refusal(5, "cooling")
+
+    def test_an_operators_reset_ends_it(self, gate):
+        gate.record(admitted(gate), Outcome.RATE_LIMITED, 0.1, retry_after_s=3600)
+        hear(gate, BreakerSnapshot(BreakerState.CLOSED, 1))
+
+        assert isinstance(gate.admit(), RoutePermit)
+        assert gate.report().cooling_s == 0
 
     def test_a_cooling_model_is_not_probed(self, gate):
         hear(gate, replace(HALF_OPEN, cooling_s=5), LEASE)

@@ -8,12 +8,15 @@ import pytest
 from deployment_fakes import app_config
 
 from serve_app.adapters.embedded_redis import EmbeddedRedis
+from serve_app.adapters.telemetry import Telemetry
 from serve_app.core import store_health
+from serve_app.core.clock import ManualClock
+from serve_app.core.roster import SILENCE_S
 from serve_app.deployments import control_memory
 from serve_app.deployments.control_memory import ControlMemory, remember
 from serve_app.deployments.control_plane import ControlPlane
 from serve_app.deployments.replicas import redis_addresses
-from serve_app.messages import Level
+from serve_app.messages import Level, Report
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,25 @@ async def test_applications_on_one_server_do_not_share_a_state(url) -> None:
     async with remembering(plane, url, "one"):
         await until(lambda: _is_there(url, "one"))
     assert await stored(url, "two") is None
+
+
+async def test_the_totals_of_many_programs_on_many_models_are_remembered_with_everything_else(url) -> None:
+    clock, counted = ManualClock(), Telemetry()
+    for program in range(60):
+        for model in range(8):
+            counted.call_finished(f"customer-support-{program}", f"gpt-4o-mini-{model}", "success", 0.2)
+            counted.call_finished(f"customer-support-{program}", f"gpt-4o-mini-{model}", "no_route", 0.2)
+    first, second = ControlPlane(app_config(), clock=clock), ControlPlane(app_config())
+    await first.pin(Level.MINIMAL)
+    await first.exchange(Report("gone", "Ingress", metrics=counted.samples()))
+    clock.advance(SILENCE_S + 1)
+    await first.exchange(Report("there", "Ingress"))
+    async with remembering(first, url, "many"):
+        await until(lambda: _is_there(url, "many"))
+    async with remembering(second, url, "many"):
+        await second.recalled.wait()
+    assert (await second.status())["level"]["level"] == "minimal"
+    assert second._page.total("dspy_requests_total") == 960
 
 
 async def _is_there(url: str, application: str) -> bool:
