@@ -61,7 +61,7 @@ class ControlPlane:
         self._started = clock()
         self._policy = policy = Policy()
         self._version = 1
-        self._page = MetricsPage()
+        self._page = MetricsPage(clock=clock)
         self._roster = Roster(clock=clock)
         self._models = ModelBoard((model.name for model in config.models), policy.breaker, clock=clock)
         self._level = ServiceLevel(policy.degradation, clock=clock)
@@ -230,7 +230,7 @@ class ControlPlane:
 
     def _note_change(self) -> None:
         """Set ``changed`` after anything that ``state`` tells, save for times that merely pass."""
-        told = (self._models.states(), self._level.level, self._orders, self._page.departures, self._remembered_policy)
+        told = (self._models.states(), self._level.level, self._orders, self._page.changes, self._remembered_policy)
         if told != self._noted:
             self._noted = told
             self.changed.set()

@@ -150,6 +150,24 @@ async def test_totals_of_replicas_that_left_outlive_the_control_plane(plane, clo
     assert 'dspy_request_duration_seconds_count{model="large",program="ask"} 3.0' in page
 
 
+async def test_a_replica_that_was_only_silent_counts_once_also_after_the_control_plane_died(plane, clock) -> None:
+    slow = Telemetry()
+    slow.call_finished("ask", "large", "success", 0.1)
+    report = Report("Ingress-1", "Ingress", metrics=slow.samples())
+    await plane.exchange(report)
+    clock.advance(SILENCE_S + 1)
+    await plane.exchange(router())
+    plane.changed.clear()  # it is written down as gone
+    await plane.exchange(report)
+    assert plane.changed.is_set()
+    again = ControlPlane(app_config(), clock=clock)
+    again.restore(json.loads(json.dumps(plane.state())))
+    await again.exchange(report)
+    clock.advance(GATHER_S)
+    page = (await again.metrics()).decode()
+    assert 'dspy_requests_total{model="large",program="ask",status="success"} 1.0' in page
+
+
 async def test_a_control_plane_that_was_born_again_waits_for_everybodys_totals_before_it_shows_any(
     plane, clock
 ) -> None:
