@@ -11,6 +11,7 @@ name for is under ``switchyard.``. Inputs, outputs, messages of errors and keys 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from serve_app.adapters.lm_upstream import Upstream
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
-FLUSH_MS = 3000
+FLUSH_S = 3.0
 """How long the end of a process waits for its last spans to leave."""
 
 PROVIDERS = {
@@ -100,9 +101,13 @@ class OtelSpans:
             yield noted
 
     def close(self) -> None:
-        """Send what is left; blocks for ``FLUSH_MS`` at most, and what is still there then is dropped."""
-        self._provider.force_flush(FLUSH_MS)
-        self._provider.shutdown()
+        """Send what is left; blocks for ``FLUSH_S`` at most, and what is still there then is dropped.
+
+        The SDK itself goes by no time limit here: with a collector that hangs it takes up to a minute.
+        """
+        sending = threading.Thread(target=self._provider.shutdown, name="spans-end", daemon=True)
+        sending.start()
+        sending.join(FLUSH_S)
 
     @contextmanager
     def _span(self, name: str, kind: SpanKind) -> Iterator[Span]:
