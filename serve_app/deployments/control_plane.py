@@ -34,6 +34,8 @@ log = logging.getLogger("switchyard.control_plane")
 
 GATHER_S = 2.0
 """Seconds after a start anew in which no metrics are shown: not every replica has found the new control plane yet."""
+REMEMBER_S = 15.0
+"""Most seconds in which none are shown because what the life before wrote down is not read yet."""
 RECALL_S = 5.0
 """Most seconds in which a first policy that is refused waits for the remembered one."""
 STATE_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
@@ -211,6 +213,7 @@ class ControlPlane:
         known = ControlState.read(state)
         if known is None:
             return False
+        self._had_a_life_before = True
         age_s = max(0.0, self._unix_clock() - known.written_at)
         self._models.restore(known.breakers, age_s)
         self._level.restore(Decision(known.level, known.reason, known.since_s + age_s))
@@ -267,11 +270,16 @@ class ControlPlane:
         Raises:
             ControlPlaneUnreachable: it was born again; a page without everybody's totals would read as a reset.
         """
-        if self._had_a_life_before and self._clock() - self._started < GATHER_S:
+        if self._is_gathering():
             raise ControlPlaneUnreachable(
                 "the control plane was started anew and gathers the replicas' totals", GATHER_S
             )
         return self._page.render(self._cluster_gauges())
+
+    def _is_gathering(self) -> bool:
+        """Whether totals may be missing that the life before showed: of those that are there, or of those that left."""
+        known_after_s = GATHER_S if self.recalled.is_set() else REMEMBER_S
+        return self._had_a_life_before and self._clock() - self._started < known_after_s
 
     def _level_status(self) -> dict[str, Any]:
         decision = self._level.decision()

@@ -10,7 +10,7 @@ from serve_app.config import BreakerPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.route_gate import RouteGate
 from serve_app.core.service_level import MIN_CALLS
-from serve_app.deployments.control_plane import GATHER_S, SILENCE_S, ControlPlane
+from serve_app.deployments.control_plane import GATHER_S, REMEMBER_S, SILENCE_S, ControlPlane
 from serve_app.errors import ConfigError, ControlPlaneUnreachable
 from serve_app.messages import Level, MetricType, ModelLoad, Origin, Outcome, OutcomeCount, Report, ScoreSum
 
@@ -144,6 +144,7 @@ async def test_totals_of_replicas_that_left_outlive_the_control_plane(plane, clo
     again = ControlPlane(app_config(), clock=clock)
     await again.exchange(Report("Ingress-2", "Ingress", metrics=stays.samples()))
     assert again.restore(json.loads(json.dumps(plane.state())))
+    again.recalled.set()
     clock.advance(GATHER_S)
     page = (await again.metrics()).decode()
     assert page.splitlines().count('dspy_requests_total{model="large",program="ask",status="success"} 3.0') == 1
@@ -162,6 +163,7 @@ async def test_a_replica_that_was_only_silent_counts_once_also_after_the_control
     assert plane.changed.is_set()
     again = ControlPlane(app_config(), clock=clock)
     again.restore(json.loads(json.dumps(plane.state())))
+    again.recalled.set()
     await again.exchange(report)
     clock.advance(GATHER_S)
     page = (await again.metrics()).decode()
@@ -174,11 +176,30 @@ async def test_a_control_plane_that_was_born_again_waits_for_everybodys_totals_b
     await plane.exchange(router())
     assert await plane.metrics(), "in its first life there is nothing to wait for"
     again = ControlPlane(app_config(), clock=clock)
+    again.recalled.set()
     await again.exchange(router(told=7))
     with pytest.raises(ControlPlaneUnreachable):
         await again.metrics()
     clock.advance(GATHER_S)
     assert await again.metrics()
+
+
+async def test_totals_of_replicas_that_left_are_waited_for_too_but_not_for_ever(clock) -> None:
+    again = ControlPlane(app_config(), clock=clock)
+    await again.exchange(router(told=7))
+    clock.advance(GATHER_S)  # and what is written down was not read yet
+    with pytest.raises(ControlPlaneUnreachable):
+        await again.metrics()
+    clock.advance(REMEMBER_S - GATHER_S)
+    assert await again.metrics()
+
+
+async def test_what_is_remembered_alone_is_no_page_of_metrics(plane, clock) -> None:
+    again = ControlPlane(app_config(), clock=clock)
+    again.restore(plane.state())
+    again.recalled.set()
+    with pytest.raises(ControlPlaneUnreachable):  # before anybody's report
+        await again.metrics()
 
 
 async def test_the_page_has_what_only_the_control_plane_knows(plane) -> None:
