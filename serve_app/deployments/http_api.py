@@ -22,6 +22,7 @@ from serve_app.adapters.tracing import join
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.operator_access import OperatorAccess
 from serve_app.core.trace_context import trace_context
+from serve_app.deployments.call_log import NO_PROGRAM
 from serve_app.deployments.console import add_console
 from serve_app.deployments.feedback_api import add_feedback
 from serve_app.deployments.http_body import read_body
@@ -39,8 +40,6 @@ log = logging.getLogger("switchyard.http")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CONFIGURATION = frozenset({"policy", "policy_problems"})
 """What of the status is for operators only; what the system does is for everybody."""
-NO_PROGRAM = "none"
-"""Under which calls of programs that there are not are counted: a label's values never come from a caller."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
