@@ -21,7 +21,7 @@ from serve_app.adapters.json_log import about_call
 from serve_app.adapters.tracing import join
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.operator_access import OperatorAccess
-from serve_app.core.trace_context import trace_context
+from serve_app.core.trace_context import TRACE_HEADERS, trace_context
 from serve_app.deployments.call_log import NO_PROGRAM
 from serve_app.deployments.console import add_console
 from serve_app.deployments.feedback_api import add_feedback
@@ -148,7 +148,7 @@ async def _answer(ingress: Ingress, name: str, request: Request) -> Response:
     started = time.monotonic()
     request_id = request_id_of(request)
     about_call(request_id)
-    join(trace_context(request.headers))
+    join(trace_context({name: ",".join(request.headers.getlist(name)) for name in TRACE_HEADERS}))
     try:
         inputs, options = await _read(ingress, name, request, request_id)
         freshness = parse_cache_control(request.headers.get("cache-control", ""))
