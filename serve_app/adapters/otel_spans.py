@@ -10,7 +10,6 @@ name for is under ``switchyard.``. Inputs, outputs, messages of errors and keys 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -57,9 +56,9 @@ _PARENT = TraceContextTextMapPropagator()
 
 def open_otlp(deployment: str) -> OtelSpans:
     """Spans that leave over OTLP/HTTP in batches, from a thread of their own."""
-    defaults = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or "switchyard"}
-    version = metadata.version("dspy-switchyard")
-    resource = Resource.create({"service.version": version, "switchyard.deployment": deployment} | defaults)
+    service = {"service.name": "switchyard", "service.version": metadata.version("dspy-switchyard")}
+    defaults = Resource.create({**service, "switchyard.deployment": deployment})
+    resource = defaults.merge(OTELResourceDetector().detect())  # which would else give way to what the code says
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return OtelSpans(provider)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -9,6 +10,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 from serve_app.adapters import otel_spans
 from serve_app.adapters.otel_spans import OtelSpans
+
+OURS = metadata.version("dspy-switchyard")
 
 
 class Collector(SpanExporter):
@@ -39,6 +42,27 @@ def spans(collector) -> OtelSpans:
     with spans.stage("call ask", is_entry=True):
         pass
     return spans
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "version"),
+    [
+        ({}, "switchyard", OURS),
+        ({"OTEL_SERVICE_NAME": "mine"}, "mine", OURS),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=mine,service.version=9"}, "mine", "9"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=other", "OTEL_SERVICE_NAME": "mine"}, "mine", OURS),
+    ],
+)
+def test_the_environment_says_whose_spans_they_are(monkeypatch, environment, name, version) -> None:
+    for variable in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    spans = otel_spans.open_otlp("Router")
+    attributes = spans._provider.resource.attributes
+    spans.close()
+    assert (attributes["service.name"], attributes["service.version"]) == (name, version)
+    assert attributes["switchyard.deployment"] == "Router"
 
 
 def test_what_is_left_leaves_before_the_end(spans, collector) -> None:
