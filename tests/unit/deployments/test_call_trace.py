@@ -108,6 +108,21 @@ class Batching(dspy.Module):
         return [dspy.Prediction(answer=answer) for _ in inputs]
 
 
+class InThreads(dspy.Module):
+    """Asks the model in threads that DSPy starts, and in its own."""
+
+    signature = dspy.Signature("question -> answer")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        parallel = dspy.Parallel(num_threads=2, disable_progress_bar=True)
+        parallel([(self.one, {"question": f"{question} {n}"}) for n in range(2)])
+        return self.one(question=question)
+
+
 @pytest.fixture
 def program() -> str:
     return "question -> answer"
@@ -270,6 +285,17 @@ async def test_calls_of_one_batch_keep_their_own_traces(ingress, provider) -> No
         await future
     sent = sorted(headers.get("traceparent", "") for headers in provider.headers)
     assert sent == ["", GOOD["traceparent"], other["traceparent"]]
+
+
+@pytest.mark.parametrize("program", [f"{__name__}:InThreads"])
+async def test_what_a_program_asks_in_threads_is_part_of_its_calls_trace(ingress, provider, spans) -> None:
+    await ask(ingress, trace=GOOD)
+    asked = [span for span in spans() if span.name == "chat small"]
+    assert len(asked) == 3
+    (attempt,) = [span.context.span_id for span in spans() if span.name == "attempt small"]
+    assert {span.parent.span_id for span in asked if span.parent} == {attempt}
+    assert {f"{span.context.trace_id:032x}" for span in spans()} == {TRACE}
+    assert {sent["traceparent"].split("-")[1] for sent in provider.headers} == {TRACE}
 
 
 @pytest.mark.parametrize("program", [f"{__name__}:Batching"])
