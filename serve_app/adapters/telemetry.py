@@ -249,7 +249,7 @@ def _by_replica(family: Family, source: str) -> Family:
 def _sum(families: Iterable[Family]) -> tuple[Family, ...]:
     """Add up samples of the same name and labels, and round each sum once."""
     return tuple(
-        family._replace(samples=tuple((*key, math.fsum(values)) for key, values in gathered.items()))
+        family._replace(samples=tuple((*key, _total(values)) for key, values in gathered.items()))
         for family, gathered in _gathered(families)
     )
 
@@ -277,6 +277,14 @@ def _gathered(families: Iterable[Family]) -> Iterator[tuple[Family, dict[tuple[s
 def _parts(values: Sequence[float]) -> list[float]:
     """As few numbers as add up to exactly the sum of ``values``: the sum, what rounding took from it, and so on."""
     parts: list[float] = []
-    while part := math.fsum([*values, *(-known for known in parts)]):
+    while math.isfinite(part := _total([*values, *(-known for known in parts)])) and part:
         parts.append(part)
-    return parts or [0.0]
+    return parts or [part]
+
+
+def _total(values: Sequence[float]) -> float:
+    """Their sum, rounded once; infinite where it is more than a float holds."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):
+        return sum(values)

@@ -1,8 +1,10 @@
 """Counts of many replicas become one page whose totals never go backwards."""
 
 import json
+import math
 from fractions import Fraction
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -131,6 +133,19 @@ def test_a_total_is_the_same_to_the_last_bit_whoever_leaves_or_is_remembered_by_
     again = MetricsPage()
     again.restore(Family(*family[:3], tuple(map(tuple, family[3]))) for family in told(page.departed()))
     assert again.total("dspy_cost_usd_total") == total
+
+
+@pytest.mark.parametrize("values", [[math.inf], [1e308] * 3, [math.inf, 1.0, math.inf]])
+def test_a_total_that_is_more_than_a_number_holds_hinders_nobody(values) -> None:
+    page = MetricsPage()
+    for number, usd in enumerate(values):
+        page.update(f"r{number}", spent(usd))
+    for number in range(len(values)):
+        assert page.total("dspy_cost_usd_total") == math.inf
+        page.depart(f"r{number}")
+    again = MetricsPage()
+    again.restore(page.departed())
+    assert again.total("dspy_cost_usd_total") == math.inf
 
 
 def told(families: tuple[Family, ...]) -> list[tuple]:
