@@ -137,6 +137,12 @@ class ControlPlane:
         self._note_change()
         return replace(self._snapshot(), breakers=replies)
 
+    async def depart(self, source: str) -> None:
+        """Let a replica go that has given its last report; one that says nothing is let go after ``SILENCE_S``."""
+        self._roster.forget(source)
+        self._page.depart(source)
+        self._note_change()
+
     # ── what operators order ─────────────────────────────────────────────────────────────────────────
 
     async def isolate(self, model: str, reason: str) -> dict[str, Any]:

@@ -151,6 +151,24 @@ async def test_totals_of_replicas_that_left_outlive_the_control_plane(plane, clo
     assert 'dspy_request_duration_seconds_count{model="large",program="ask"} 3.0' in page
 
 
+async def test_totals_of_a_replica_that_said_that_it_goes_are_written_down_at_once(plane, clock) -> None:
+    left = Telemetry()
+    left.call_finished("ask", "large", "success", 0.1)
+    left.set_active(7)
+    await plane.exchange(Report("Ingress-1", "Ingress", metrics=left.samples()))
+    plane.changed.clear()
+    await plane.depart("Ingress-1")
+    assert plane.changed.is_set()
+    assert (await plane.status())["replicas"] == {}
+    again = ControlPlane(app_config(), clock=clock)
+    again.restore(json.loads(json.dumps(plane.state())))
+    again.recalled.set()
+    clock.advance(GATHER_S)
+    for page in ((await plane.metrics()).decode(), (await again.metrics()).decode()):
+        assert 'dspy_requests_total{model="large",program="ask",status="success"} 1.0' in page
+        assert "Ingress-1" not in page
+
+
 async def test_a_replica_that_was_only_silent_counts_once_also_after_the_control_plane_died(plane, clock) -> None:
     slow = Telemetry()
     slow.call_finished("ask", "large", "success", 0.1)
