@@ -58,6 +58,7 @@ _DEFAULTS: Final = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "12",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "2147483647",
     "LITELLM_LOCAL_MODEL_COST_MAP": "true",
     "MALLOC_ARENA_MAX": "2",
 }
@@ -73,6 +74,8 @@ to the same ingress: one that is only busy gets twice the work. So do two health
 within five seconds each, and the ingress, busy with the detour, does not come back: it takes a dozen here, a minute.
 One that is dead refuses connections, for which HAProxy tries another and needs three seconds to give it up; one that
 hangs is replaced by the controller, which has health checks of its own.
+In the fast mode replicas take messages of 4 MiB by default, which a batch of five calls with a picture each is beyond,
+so that all of them would fail; Ray's own bound for what comes from outside is this one.
 glibc gives each of a process' many threads, nearly all of them Ray's, one of 8 arenas a core to allocate from, and each
 keeps the most it ever needed: an ingress under load grew by 2.3 MiB a minute without anything being kept.
 """

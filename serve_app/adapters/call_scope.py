@@ -1,4 +1,4 @@
-"""What the LM engine must know of the call it works for: its deadline, its token limit, where to count, its journal.
+"""What the LM engine must know of the call it works for: deadline, token limit, where to count, journal, trace.
 
 DSPy hands an engine nothing but the request, so the rest travels as the program's LM does, in DSPy's settings: tasks,
 ``contextvars.copy_context().run``, ``dspy.Parallel`` and ``dspy.asyncify`` hand them on. A thread that a program starts
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import dspy
 
-from serve_app.messages import Usage
+from serve_app.adapters.tracing import current_trace
+from serve_app.messages import TraceContext, Usage
 
 if TYPE_CHECKING:
     from serve_app.adapters.call_journal import CallJournal
@@ -42,6 +43,7 @@ class CallScope:
         is_truncated: whether a token limit ended an LM call's answer, anybody's.
         is_cut_off: whether ``max_tokens`` did, where neither program nor model set less.
         journal: what this call has finished, for the next attempt; ``None`` keeps none.
+        trace: what it is part of; the threads of ``dspy.Parallel`` have no context variables to tell them.
     """
 
     deadline: float
@@ -54,6 +56,7 @@ class CallScope:
     is_truncated: bool = False
     is_cut_off: bool = False
     journal: CallJournal | None = None
+    trace: TraceContext | None = None
     _held: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = field(default_factory=dict, init=False, repr=False)
 
     def remaining_s(self) -> float:
@@ -109,7 +112,7 @@ def call_scope(
     remaining_s: float, max_tokens: int | None = None, journal: CallJournal | None = None
 ) -> Iterator[CallScope]:
     """Run the body as one call with ``remaining_s`` seconds left; the journal is closed at its end."""
-    scope = CallScope(time.monotonic() + remaining_s, max_tokens, journal=journal)
+    scope = CallScope(time.monotonic() + remaining_s, max_tokens, journal=journal, trace=current_trace())
     try:
         with dspy.context(**{_SETTING: scope}):
             yield scope

@@ -55,7 +55,7 @@ from serve_app.adapters.lm_step import dump_response, load_response, request_fin
 from serve_app.adapters.lm_transport import AiohttpTransport
 from serve_app.adapters.lm_upstream import ClientUpstream, Upstream, upstream_for
 from serve_app.adapters.loop_thread import LoopThread
-from serve_app.adapters.tracing import lm_span
+from serve_app.adapters.tracing import current_trace, join, lm_span
 from serve_app.errors import ConfigError
 from serve_app.messages import StepKind
 
@@ -147,6 +147,8 @@ class AsyncEngine:
                 raise lm15.TimeoutError("the call's deadline has passed; the provider was not asked")
             config = _bounded(config, scope.max_tokens)
             scope.lm_calls += 1
+            if scope.trace and current_trace() is None:
+                join(scope.trace)
         return replace(request, model=self._upstream.model, config=config)
 
     def _spend(self, scope: CallScope | None, reply: Any, began: float) -> None:  # noqa: ANN401 - two types of lm15

@@ -10,7 +10,7 @@ name for is under ``switchyard.``. Inputs, outputs, messages of errors and keys 
 
 from __future__ import annotations
 
-import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from serve_app.adapters.lm_upstream import Upstream
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
-FLUSH_MS = 3000
+FLUSH_S = 3.0
 """How long the end of a process waits for its last spans to leave."""
 
 PROVIDERS = {
@@ -56,9 +56,9 @@ _PARENT = TraceContextTextMapPropagator()
 
 def open_otlp(deployment: str) -> OtelSpans:
     """Spans that leave over OTLP/HTTP in batches, from a thread of their own."""
-    defaults = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or "switchyard"}
-    version = metadata.version("dspy-switchyard")
-    resource = Resource.create({"service.version": version, "switchyard.deployment": deployment} | defaults)
+    service = {"service.name": "switchyard", "service.version": metadata.version("dspy-switchyard")}
+    defaults = Resource.create({**service, "switchyard.deployment": deployment})
+    resource = defaults.merge(OTELResourceDetector().detect())  # which would else give way to what the code says
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return OtelSpans(provider)
@@ -100,9 +100,13 @@ class OtelSpans:
             yield noted
 
     def close(self) -> None:
-        """Send what is left; blocks for ``FLUSH_MS`` at most, and what is still there then is dropped."""
-        self._provider.force_flush(FLUSH_MS)
-        self._provider.shutdown()
+        """Send what is left; blocks for ``FLUSH_S`` at most, and what is still there then is dropped.
+
+        The SDK itself goes by no time limit here: with a collector that hangs it takes up to a minute.
+        """
+        sending = threading.Thread(target=self._provider.shutdown, name="spans-end", daemon=True)
+        sending.start()
+        sending.join(FLUSH_S)
 
     @contextmanager
     def _span(self, name: str, kind: SpanKind) -> Iterator[Span]:

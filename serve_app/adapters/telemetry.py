@@ -3,23 +3,31 @@
 Each replica keeps its own ``prometheus_client`` registry and reports plain samples; ``MetricsPage`` in the
 control plane sums counters and histograms over all replicas that ever reported (a total never goes backwards
 when a replica leaves) and keeps gauges by replica while the replica lives.
+
+Sums are rounded once, whoever has left: Prometheus takes a total that is less by its last bit for a counter that began
+anew, and adds all of it once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 
 from serve_app.adapters.cache_metrics import CacheMetrics
+from serve_app.core.clock import Clock
 from serve_app.messages import Attempt
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 MAX_SILENT = 256
 """Most replicas that went silent and are remembered one by one, since they may yet go on."""
+SILENT_S = 600.0
+"""Seconds for which they are: each costs as much memory, and time at every scrape, as one that lives."""
 _SCORE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -148,40 +156,47 @@ class Telemetry:
 
 
 class MetricsPage:
-    """The whole cluster's metrics from the last samples of every replica."""
+    """The whole cluster's metrics from the last samples of every replica.
 
-    def __init__(self) -> None:
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, *, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
         self._latest: dict[str, tuple[Family, ...]] = {}
-        self._silent: dict[str, tuple[Family, ...]] = {}
-        self._departed: dict[str, Family] = {}
+        self._silent: dict[str, tuple[float, tuple[Family, ...]]] = {}
+        self._departed: tuple[Family, ...] = ()
         self._cluster: tuple[Family, ...] = ()
-        self.departures = 0
-        """How often a replica was let go."""
+        self.changes = 0
+        """How often ``departed`` has become another: a replica was let go, or came back."""
 
     def update(self, source: str, families: Iterable[Family]) -> None:
         """Take a replica's newest samples; no samples keep the ones before."""
         if families := tuple(families):
-            self._silent.pop(source, None)  # its samples go on from there; kept as well, they would count twice
+            if self._silent.pop(source, None):  # its samples go on from there; kept as well, they would count twice
+                self.changes += 1
             self._latest[source] = families
+        self._let_go_of_the_silent()
 
     def depart(self, source: str) -> None:
         """Let a replica go: its totals stay, its gauges vanish."""
         totals = tuple(family for family in self._latest.pop(source, ()) if family.kind != "gauge")
         if totals:
-            self._silent[source] = totals
-            self.departures += 1
-        while len(self._silent) > MAX_SILENT:
-            longest_silent = self._silent.pop(next(iter(self._silent)))
-            self._departed = _sum([*self._departed.values(), *longest_silent])
+            self._silent[source] = self._clock(), totals
+            self.changes += 1
+        self._let_go_of_the_silent()
 
     def departed(self) -> tuple[Family, ...]:
-        """The totals of all replicas that were let go: what nobody will report again."""
-        silent = [family for totals in self._silent.values() for family in totals]
-        return tuple(_sum([*self._departed.values(), *silent]).values())
+        """The totals of all replicas that were let go: what nobody will report again.
+
+        A sample may be there several times: only together its values are the exact total.
+        """
+        return _exact([*self._departed, *self._of_the_silent()])
 
     def restore(self, departed: Iterable[Family]) -> None:
         """Take over what the page of an earlier life knew of replicas that were let go."""
-        self._departed = _sum([*self._departed.values(), *departed])
+        self._departed = _exact([*self._departed, *departed])
 
     def render(self, cluster: Iterable[Family] = ()) -> bytes:
         """The page in Prometheus' text format, with what only the control plane knows."""
@@ -205,12 +220,23 @@ class MetricsPage:
     def collect(self) -> Iterator[Metric]:
         """Yield merged families (the interface of a ``prometheus_client`` collector)."""
         replicas = [_by_replica(family, source) for source, latest in self._latest.items() for family in latest]
-        silent = [family for totals in self._silent.values() for family in totals]
-        for family in (*_sum([*self._departed.values(), *silent, *replicas]).values(), *self._cluster):
+        for family in (*_sum([*self._departed, *self._of_the_silent(), *replicas]), *self._cluster):
             metric = Metric(family.name, family.documentation, family.kind)
             for name, labels, value in family.samples:
                 metric.add_sample(name, dict(labels), value)
             yield metric
+
+    def _let_go_of_the_silent(self) -> None:
+        """Add to those that left whoever is silent for too long, and the longest silent of too many."""
+        while self._silent:
+            source, (since, totals) = next(iter(self._silent.items()))
+            if len(self._silent) <= MAX_SILENT and self._clock() - since <= SILENT_S:
+                return
+            del self._silent[source]
+            self._departed = _exact([*self._departed, *totals])
+
+    def _of_the_silent(self) -> Iterator[Family]:
+        return (family for _, totals in self._silent.values() for family in totals)
 
 
 def _by_replica(family: Family, source: str) -> Family:
@@ -220,16 +246,45 @@ def _by_replica(family: Family, source: str) -> Family:
     return family._replace(samples=samples)
 
 
-def _sum(families: Iterable[Family]) -> dict[str, Family]:
-    """Add up samples of the same name and labels."""
-    merged: dict[str, Family] = {}
-    values: dict[str, dict[tuple[str, Labels], float]] = {}
+def _sum(families: Iterable[Family]) -> tuple[Family, ...]:
+    """Add up samples of the same name and labels, and round each sum once."""
+    return tuple(
+        family._replace(samples=tuple((*key, _total(values)) for key, values in gathered.items()))
+        for family, gathered in _gathered(families)
+    )
+
+
+def _exact(families: Iterable[Family]) -> tuple[Family, ...]:
+    """The same sums unrounded: of each name and labels a few samples, which add up to it."""
+    return tuple(
+        family._replace(samples=tuple((*key, part) for key, values in gathered.items() for part in _parts(values)))
+        for family, gathered in _gathered(families)
+    )
+
+
+def _gathered(families: Iterable[Family]) -> Iterator[tuple[Family, dict[tuple[str, Labels], list[float]]]]:
+    """Each family by name, and its values by the names and labels of samples."""
+    newest: dict[str, Family] = {}
+    gathered: dict[str, dict[tuple[str, Labels], list[float]]] = {}
     for family in families:
-        merged[family.name] = family
-        sums = values.setdefault(family.name, {})
+        newest[family.name] = family
+        found = gathered.setdefault(family.name, {})
         for name, labels, value in family.samples:
-            sums[name, labels] = sums.get((name, labels), 0.0) + value
-    return {
-        name: family._replace(samples=tuple((*key, value) for key, value in values[name].items()))
-        for name, family in merged.items()
-    }
+            found.setdefault((name, labels), []).append(value)
+    return ((family, gathered[name]) for name, family in newest.items())
+
+
+def _parts(values: Sequence[float]) -> list[float]:
+    """As few numbers as add up to exactly the sum of ``values``: the sum, what rounding took from it, and so on."""
+    parts: list[float] = []
+    while math.isfinite(part := _total([*values, *(-known for known in parts)])) and part:
+        parts.append(part)
+    return parts or [part]
+
+
+def _total(values: Sequence[float]) -> float:
+    """Their sum, rounded once; infinite where it is more than a float holds."""
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):
+        return sum(values)

@@ -35,6 +35,10 @@ class Roster:
             del self._reports[source]
         return gone
 
+    def forget(self, source: str) -> None:
+        """A replica has said that it goes."""
+        self._reports.pop(source, None)
+
     def counts(self) -> dict[str, int]:
         """Replicas by deployment."""
         return dict(sorted(Counter(report.deployment for report in self._last()).items()))

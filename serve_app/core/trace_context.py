@@ -15,6 +15,9 @@ MAX_TRACESTATE_CHARS = 512
 """Most characters of ``tracestate`` that are passed on: what §3.3.1.5 asks every participant to carry."""
 MAX_TRACESTATE_MEMBERS = 32
 
+TRACE_HEADERS = ("traceparent", "tracestate")
+"""Both may come in several lines, whose values are then one list (RFC 9110 §5.3): half of it is not the caller's."""
+
 _TRACEPARENT = re.compile(
     r"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<rest>-.*)?"
 )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(CALLS)
 
+NO_PROGRAM: Final = "none"
+"""Under which calls of programs that there are not are counted: a label's values never come from a caller."""
 _FAILED: Final = frozenset({"no_route", "bad_output", "deadline_exceeded", "internal"})
 
 

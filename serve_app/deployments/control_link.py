@@ -186,7 +186,10 @@ class ControlLink:
             self._task = None
 
     async def aclose(self) -> None:
-        """Stop exchanging after one last report, so that what was counted since the one before is not lost."""
+        """Stop exchanging after one last report, and say that it was the last.
+
+        So what was counted since the one before is not lost, nor all of it when the control plane ends a moment later.
+        """
         task = self._task
         if task is None:
             return
@@ -195,6 +198,8 @@ class ControlLink:
         try:
             async with asyncio.timeout(LAST_REPORT_S):
                 await self._exchange()
+                if self._handle is not None:
+                    await self._handle.depart.remote(self.source)
         except (RayError, RayServeException, TimeoutError) as error:
             log.warning("control_plane.last_report_lost", extra={"why": type(error).__name__})
 

@@ -27,8 +27,8 @@ READ_ATTEMPTS: Final = 20
 READ_PAUSE_S: Final = 0.5
 """Seconds between attempts to read. All of them last longer than a first policy that is refused waits (``RECALL_S``):
 a life that ends for want of a policy has not written a state without one over a state that it could not read."""
-MAX_BYTES: Final = 32_000_000
-"""Longest state read. The totals of departed replicas take 4 kB for each program on each model."""
+MAX_BYTES: Final = 64_000_000
+"""Longest state read: a few hundred bytes a model, and once replicas have left 2 to 4 kB for each program on each model."""
 
 
 class ControlMemory:
@@ -56,6 +56,7 @@ class ControlMemory:
         if data is None:
             raise ConnectionError("the Redis does not answer")
         if len(data) > MAX_BYTES:
+            log.error("state.too_long", extra={"bytes": len(data)})
             return None
         with contextlib.suppress(ValueError):
             return from_json(data)

@@ -34,6 +34,8 @@ log = logging.getLogger("switchyard.control_plane")
 
 GATHER_S = 2.0
 """Seconds after a start anew in which no metrics are shown: not every replica has found the new control plane yet."""
+REMEMBER_S = 15.0
+"""Most seconds in which none are shown because what the life before wrote down is not read yet."""
 RECALL_S = 5.0
 """Most seconds in which a first policy that is refused waits for the remembered one."""
 STATE_RANK = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
@@ -61,7 +63,7 @@ class ControlPlane:
         self._started = clock()
         self._policy = policy = Policy()
         self._version = 1
-        self._page = MetricsPage()
+        self._page = MetricsPage(clock=clock)
         self._roster = Roster(clock=clock)
         self._models = ModelBoard((model.name for model in config.models), policy.breaker, clock=clock)
         self._level = ServiceLevel(policy.degradation, clock=clock)
@@ -134,6 +136,12 @@ class ControlPlane:
         self._judge_level()
         self._note_change()
         return replace(self._snapshot(), breakers=replies)
+
+    async def depart(self, source: str) -> None:
+        """Let a replica go that has given its last report; one that says nothing is let go after ``SILENCE_S``."""
+        self._roster.forget(source)
+        self._page.depart(source)
+        self._note_change()
 
     # ── what operators order ─────────────────────────────────────────────────────────────────────────
 
@@ -211,6 +219,7 @@ class ControlPlane:
         known = ControlState.read(state)
         if known is None:
             return False
+        self._had_a_life_before = True
         age_s = max(0.0, self._unix_clock() - known.written_at)
         self._models.restore(known.breakers, age_s)
         self._level.restore(Decision(known.level, known.reason, known.since_s + age_s))
@@ -230,7 +239,7 @@ class ControlPlane:
 
     def _note_change(self) -> None:
         """Set ``changed`` after anything that ``state`` tells, save for times that merely pass."""
-        told = (self._models.states(), self._level.level, self._orders, self._page.departures, self._remembered_policy)
+        told = (self._models.states(), self._level.level, self._orders, self._page.changes, self._remembered_policy)
         if told != self._noted:
             self._noted = told
             self.changed.set()
@@ -267,11 +276,16 @@ class ControlPlane:
         Raises:
             ControlPlaneUnreachable: it was born again; a page without everybody's totals would read as a reset.
         """
-        if self._had_a_life_before and self._clock() - self._started < GATHER_S:
+        if self._is_gathering():
             raise ControlPlaneUnreachable(
                 "the control plane was started anew and gathers the replicas' totals", GATHER_S
             )
         return self._page.render(self._cluster_gauges())
+
+    def _is_gathering(self) -> bool:
+        """Whether totals may be missing that the life before showed: of those that are there, or of those that left."""
+        known_after_s = GATHER_S if self.recalled.is_set() else REMEMBER_S
+        return self._had_a_life_before and self._clock() - self._started < known_after_s
 
     def _level_status(self) -> dict[str, Any]:
         decision = self._level.decision()

@@ -21,7 +21,8 @@ from serve_app.adapters.json_log import about_call
 from serve_app.adapters.tracing import join
 from serve_app.core.cache_control import parse_cache_control
 from serve_app.core.operator_access import OperatorAccess
-from serve_app.core.trace_context import trace_context
+from serve_app.core.trace_context import TRACE_HEADERS, trace_context
+from serve_app.deployments.call_log import NO_PROGRAM
 from serve_app.deployments.console import add_console
 from serve_app.deployments.feedback_api import add_feedback
 from serve_app.deployments.http_body import read_body
@@ -39,8 +40,6 @@ log = logging.getLogger("switchyard.http")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CONFIGURATION = frozenset({"policy", "policy_problems"})
 """What of the status is for operators only; what the system does is for everybody."""
-NO_PROGRAM = "none"
-"""Under which calls of programs that there are not are counted: a label's values never come from a caller."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -149,10 +148,10 @@ async def _answer(ingress: Ingress, name: str, request: Request) -> Response:
     started = time.monotonic()
     request_id = request_id_of(request)
     about_call(request_id)
-    join(trace_context(request.headers))
+    join(trace_context({name: ",".join(request.headers.getlist(name)) for name in TRACE_HEADERS}))
     try:
         inputs, options = await _read(ingress, name, request, request_id)
-        freshness = parse_cache_control(request.headers.get("cache-control", ""))
+        freshness = parse_cache_control(", ".join(request.headers.getlist("cache-control")))
         result = await ingress.answer(name, inputs, options, request_id, freshness)
         body = reply(name, request_id, result, time.monotonic() - started)
         return Response(to_json(body), 200, cache_headers(result), "application/json")

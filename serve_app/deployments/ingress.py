@@ -28,7 +28,7 @@ from serve_app.core.permit import Refusal
 from serve_app.core.recent_refusals import RecentRefusals
 from serve_app.core.standing_queue import patience_for
 from serve_app.core.trace_context import trace_context
-from serve_app.deployments.call_log import Ending
+from serve_app.deployments.call_log import NO_PROGRAM, Ending
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.feedback import Feedback
 from serve_app.deployments.lane import Lane
@@ -36,7 +36,14 @@ from serve_app.deployments.near_cache import NearCache
 from serve_app.deployments.reply import reply
 from serve_app.deployments.requests import RequestReader
 from serve_app.deployments.stage import Stage
-from serve_app.errors import ClientClosed, ControlPlaneUnreachable, DeadlineExceeded, Overloaded, SwitchyardError
+from serve_app.errors import (
+    ClientClosed,
+    ControlPlaneUnreachable,
+    DeadlineExceeded,
+    Overloaded,
+    SwitchyardError,
+    UnknownProgram,
+)
 from serve_app.messages import CacheStatus, Call, Freshness, Level, Options, Outcome, Result
 
 _MADE = frozenset({CacheStatus.MISS, CacheStatus.BYPASS})
@@ -138,7 +145,12 @@ class Ingress:
         freshness: Freshness,
     ) -> Result:
         """Answer one call and count it, whatever becomes of it."""
-        name = self.reader.program(program).name
+        started = self._clock()
+        try:
+            name = self.reader.program(program).name
+        except UnknownProgram as error:
+            self.refused(NO_PROGRAM, error, request_id, self._clock() - started)
+            raise
         return await self._answer(name, inputs, options, request_id, freshness)
 
     @traced("call {program}", is_entry=True)

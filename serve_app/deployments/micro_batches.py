@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 from serve_app.adapters.call_scope import CallScope, call_scope
 from serve_app.adapters.dspy_program import Answer, Program
+from serve_app.adapters.json_log import about_call
 from serve_app.adapters.program_runner import out_of_time
+from serve_app.adapters.tracing import join
 from serve_app.core.isolation import is_perhaps_one_calls_fault, parts
 from serve_app.errors import SwitchyardError
 from serve_app.messages import Call, Level, Outcome, Usage
@@ -93,7 +95,7 @@ class MicroBatches:
             self._start(program, items)
 
     def _start(self, program: Program, items: Sequence[_Item]) -> None:
-        task = asyncio.create_task(self._answer(program, items), context=contextvars.Context())
+        task = asyncio.create_task(self._answer(program, items), context=_context([item.call for item in items]))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         for item in items:
@@ -127,6 +129,15 @@ class MicroBatches:
                 return await program.run_batch([item.call for item in items], self._lm)
             finally:
                 _share(spent, [item for item in items if not item.answer.done()])
+
+
+def _context(calls: Sequence[Call]) -> contextvars.Context:
+    """What is asked for several calls has one parent, the first that is traced; its lines are about none of them."""
+    context = contextvars.Context()
+    context.run(join, next((call.trace for call in calls if call.trace), None))
+    if len(calls) == 1:
+        context.run(about_call, calls[0].request_id)
+    return context
 
 
 def _share(spent: CallScope, items: Sequence[_Item]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config import LimitsConfig
+from serve_app.config import BatchingConfig, LimitsConfig
 from serve_app.config_schema import file_schema
 from serve_app.kuberay import EMBEDDED_REPLACED_BY, PORT, Surroundings, rayservice_patch, serve_config
 from serve_app.launcher import environment
@@ -273,6 +273,12 @@ def test_the_image_sets_both_throughput_flags_and_is_not_run_by_root() -> None:
     assert re.search(r"install -y --no-install-recommends bash ca-certificates wget", dockerfile)
     assert re.search(r"^USER 1000:1000$", dockerfile, re.MULTILINE)
     assert dockerfile.index("USER ") < dockerfile.index("\nCMD ")
+
+
+def test_batches_of_large_calls_are_no_larger_than_a_message_between_replicas_may_be() -> None:
+    name, most = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", environment({}, plain=False)
+    assert int(most[name]) > LimitsConfig().max_body_bytes * BatchingConfig().max_batch_size
+    assert f"{name}={most[name]} " in (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_the_image_measures_as_often_as_a_run_on_one_machine() -> None:

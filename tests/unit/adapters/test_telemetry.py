@@ -1,8 +1,16 @@
 """Counts of many replicas become one page whose totals never go backwards."""
 
+import json
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve_app.adapters.telemetry import MAX_SILENT, MetricsPage, Telemetry, gauge
+from serve_app.adapters.telemetry import MAX_SILENT, SILENT_S, Family, MetricsPage, Telemetry, gauge
+from serve_app.core.clock import ManualClock
 from serve_app.messages import Attempt, Outcome, Usage
 
 
@@ -102,6 +110,64 @@ def test_totals_never_go_backwards_through_any_coming_and_going() -> None:
             total = page.total("dspy_requests_total")
             assert total >= seen
             seen = total
+
+
+def spent(usd: float) -> tuple[Family, ...]:
+    return (Family("dspy_cost_usd", "counter", "USD.", (("dspy_cost_usd_total", (("model", "large"),), usd),)),)
+
+
+USD = st.floats(0, 1e6, allow_subnormal=False)
+
+
+@given(st.lists(USD, min_size=1, max_size=8), st.data())
+def test_a_total_is_the_same_to_the_last_bit_whoever_leaves_or_is_remembered_by_the_next_life(costs, data) -> None:
+    clock = ManualClock()
+    page, total = MetricsPage(clock=clock), float(sum(map(Fraction, costs)))
+    for number, usd in enumerate(costs):
+        page.update(f"r{number}", spent(usd))
+    leaving = data.draw(st.permutations(range(len(costs))))
+    for number in leaving:
+        page.depart(f"r{number}")
+        clock.advance(data.draw(st.sampled_from([0, SILENT_S])))
+        assert page.total("dspy_cost_usd_total") == total
+    again = MetricsPage()
+    again.restore(Family(*family[:3], tuple(map(tuple, family[3]))) for family in told(page.departed()))
+    assert again.total("dspy_cost_usd_total") == total
+
+
+@pytest.mark.parametrize("values", [[math.inf], [1e308] * 3, [math.inf, 1.0, math.inf]])
+def test_a_total_that_is_more_than_a_number_holds_hinders_nobody(values) -> None:
+    page = MetricsPage()
+    for number, usd in enumerate(values):
+        page.update(f"r{number}", spent(usd))
+    for number in range(len(values)):
+        assert page.total("dspy_cost_usd_total") == math.inf
+        page.depart(f"r{number}")
+    again = MetricsPage()
+    again.restore(page.departed())
+    assert again.total("dspy_cost_usd_total") == math.inf
+
+
+def told(families: tuple[Family, ...]) -> list[tuple]:
+    """What Redis gives back of them, its lists as tuples where they are keys."""
+    read = json.loads(json.dumps(families))
+    return [
+        (*family, [(name, tuple(map(tuple, labels)), value) for name, labels, value in samples])
+        for *family, samples in read
+    ]
+
+
+def test_those_who_were_silent_for_long_cost_no_more_than_their_sum() -> None:
+    clock = ManualClock()
+    page = MetricsPage(clock=clock)
+    for number in range(20):
+        page.update(f"r{number}", busy(1).samples())
+        page.depart(f"r{number}")
+        clock.advance(SILENT_S + 1)
+    assert list(page._silent) == ["r19"]
+    page.update("last", busy(1).samples())
+    assert not page._silent
+    assert page.total("dspy_requests_total") == 21
 
 
 def test_what_is_kept_of_the_departed_is_bounded() -> None:

@@ -1,5 +1,6 @@
 """One call through the plain classes and real HTTP to a provider: its spans, its log lines, and what leaves the house."""
 
+import asyncio
 import json
 import logging
 import threading
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import dspy
 import pytest
 from deployment_fakes import app_config, link, programs
 from opentelemetry import trace as otel
@@ -88,10 +90,49 @@ async def provider():
         yield provider
 
 
+class Batching(dspy.Module):
+    """Asks one question of the model for all that it is asked at once."""
+
+    signature = dspy.Signature("question -> answer")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all = dspy.Predict("questions -> answer")
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        return await self.all.acall(questions=question)
+
+    async def aforward_batch(self, inputs: list[dict]) -> list[dspy.Prediction]:
+        logging.getLogger("switchyard.mine").info("batch.asked")
+        answer = (await self.all.acall(questions=str(inputs))).answer
+        return [dspy.Prediction(answer=answer) for _ in inputs]
+
+
+class InThreads(dspy.Module):
+    """Asks the model in threads that DSPy starts, and in its own."""
+
+    signature = dspy.Signature("question -> answer")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        parallel = dspy.Parallel(num_threads=2, disable_progress_bar=True)
+        parallel([(self.one, {"question": f"{question} {n}"}) for n in range(2)])
+        return self.one(question=question)
+
+
 @pytest.fixture
-async def ingress(provider, monkeypatch):
+def program() -> str:
+    return "question -> answer"
+
+
+@pytest.fixture
+async def ingress(provider, monkeypatch, program):
     monkeypatch.setenv("SECRET_KEY_OF_TESTS", "sk-never-shown")
     config = app_config()
+    config = config.model_copy(update={"programs": (config.programs[0].model_copy(update={"program": program}),)})
     access = {"api_base": provider.url, "api_key_env": "SECRET_KEY_OF_TESTS"}
     models = [model.model_copy(update=access) for model in config.models]
     config = config.model_copy(update={"models": tuple(models)})
@@ -244,6 +285,37 @@ async def test_calls_of_one_batch_keep_their_own_traces(ingress, provider) -> No
         await future
     sent = sorted(headers.get("traceparent", "") for headers in provider.headers)
     assert sent == ["", GOOD["traceparent"], other["traceparent"]]
+
+
+@pytest.mark.parametrize("program", [f"{__name__}:InThreads"])
+async def test_what_a_program_asks_in_threads_is_part_of_its_calls_trace(ingress, provider, spans) -> None:
+    await ask(ingress, trace=GOOD)
+    asked = [span for span in spans() if span.name == "chat small"]
+    assert len(asked) == 3
+    (attempt,) = [span.context.span_id for span in spans() if span.name == "attempt small"]
+    assert {span.parent.span_id for span in asked if span.parent} == {attempt}
+    assert {f"{span.context.trace_id:032x}" for span in spans()} == {TRACE}
+    assert {sent["traceparent"].split("-")[1] for sent in provider.headers} == {TRACE}
+
+
+@pytest.mark.parametrize("program", [f"{__name__}:Batching"])
+async def test_a_call_that_is_alone_in_its_batch_keeps_trace_and_request_id(ingress, provider, spans) -> None:
+    with lines() as written:
+        await ask(ingress, trace=GOOD)
+    assert tree(spans())["chat small"] == "attempt small"
+    assert provider.headers[0]["traceparent"].split("-")[1] == TRACE
+    assert provider.headers[0]["tracestate"] == GOOD["tracestate"]
+    assert [line.get("request_id") for line in written if line["event"] == "batch.asked"] == ["r-1"]
+
+
+@pytest.mark.parametrize("program", [f"{__name__}:Batching"])
+async def test_what_several_calls_ask_together_is_part_of_the_first_trace_among_them(ingress, provider) -> None:
+    other = {"traceparent": f"00-{'b' * 32}-00f067aa0ba902b7-01"}
+    with lines() as written:
+        await asyncio.gather(*(ask(ingress, f"q{n}", trace=trace) for n, trace in enumerate((None, GOOD, other))))
+    (sent,) = provider.headers
+    assert {name: sent[name] for name in GOOD} == GOOD
+    assert [line.get("request_id") for line in written if line["event"] == "batch.asked"] == [None]
 
 
 async def test_a_finished_call_is_one_line_without_its_inputs_outputs_or_keys(ingress, provider) -> None:

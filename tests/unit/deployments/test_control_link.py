@@ -13,6 +13,16 @@ from serve_app.deployments.control_link import ControlLink
 from serve_app.messages import AnsweredCall, Attempt, BreakerState, Level, Origin, Outcome, Snapshot
 
 
+class Goodbyes:
+    """Takes who goes."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    async def remote(self, source: str) -> None:
+        self.heard.append(source)
+
+
 class FakeControl:
     """Answers ``exchange`` with what is in ``replies``, in order; exceptions are raised."""
 
@@ -20,6 +30,7 @@ class FakeControl:
         self.replies = list(replies)
         self.reports: list = []
         self.exchange = self
+        self.depart = Goodbyes()
 
     async def remote(self, report):
         self.reports.append(report)
@@ -180,6 +191,7 @@ async def test_a_replica_that_ends_reports_once_more() -> None:
     control.replies.append(Snapshot(1, Policy()))
     await link.aclose()
     assert [report.calls for report in control.reports] == [0, 0, 1]
+    assert control.depart.heard == [link.source]
 
 
 async def test_the_last_report_waits_for_no_control_plane_that_is_gone(monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """The control plane's state on a real server: written when it changes, there for the next life, harmless when sick."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -70,6 +71,22 @@ async def test_a_new_life_goes_on_where_the_one_before_was_killed(url) -> None:
 
         await until(is_restored)
     assert (await second.status())["models"]["large"]["reason"] == "isolated: testing"
+
+
+async def test_what_many_programs_on_many_models_have_counted_is_remembered(url) -> None:
+    clock, counted = ManualClock(), Telemetry()
+    for program, model in itertools.product(range(60), range(15)):
+        counted.call_finished(f"program-{program}", f"model-{model}", "success", 0.1)
+    first, second = ControlPlane(app_config(), clock=clock), ControlPlane(app_config())
+    await first.exchange(Report("Ingress-1", "Ingress", metrics=counted.samples()))
+    clock.advance(SILENCE_S + 1)
+    await first.exchange(Report("Ingress-2", "Ingress"))
+    await first.pin(Level.DEGRADED)
+    memory = ControlMemory(url, "large")
+    assert await memory.save(first.state())
+    assert second.restore(await memory.load())
+    assert (await second.status())["level"]["level"] == "degraded"
+    await memory.aclose()
 
 
 async def test_applications_on_one_server_do_not_share_a_state(url) -> None:

@@ -10,7 +10,7 @@ from serve_app.config import BreakerPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.route_gate import RouteGate
 from serve_app.core.service_level import MIN_CALLS
-from serve_app.deployments.control_plane import GATHER_S, SILENCE_S, ControlPlane
+from serve_app.deployments.control_plane import GATHER_S, REMEMBER_S, SILENCE_S, ControlPlane
 from serve_app.errors import ConfigError, ControlPlaneUnreachable
 from serve_app.messages import Level, MetricType, ModelLoad, Origin, Outcome, OutcomeCount, Report, ScoreSum
 
@@ -144,10 +144,48 @@ async def test_totals_of_replicas_that_left_outlive_the_control_plane(plane, clo
     again = ControlPlane(app_config(), clock=clock)
     await again.exchange(Report("Ingress-2", "Ingress", metrics=stays.samples()))
     assert again.restore(json.loads(json.dumps(plane.state())))
+    again.recalled.set()
     clock.advance(GATHER_S)
     page = (await again.metrics()).decode()
     assert page.splitlines().count('dspy_requests_total{model="large",program="ask",status="success"} 3.0') == 1
     assert 'dspy_request_duration_seconds_count{model="large",program="ask"} 3.0' in page
+
+
+async def test_totals_of_a_replica_that_said_that_it_goes_are_written_down_at_once(plane, clock) -> None:
+    left = Telemetry()
+    left.call_finished("ask", "large", "success", 0.1)
+    left.set_active(7)
+    await plane.exchange(Report("Ingress-1", "Ingress", metrics=left.samples()))
+    plane.changed.clear()
+    await plane.depart("Ingress-1")
+    assert plane.changed.is_set()
+    assert (await plane.status())["replicas"] == {}
+    again = ControlPlane(app_config(), clock=clock)
+    again.restore(json.loads(json.dumps(plane.state())))
+    again.recalled.set()
+    clock.advance(GATHER_S)
+    for page in ((await plane.metrics()).decode(), (await again.metrics()).decode()):
+        assert 'dspy_requests_total{model="large",program="ask",status="success"} 1.0' in page
+        assert "Ingress-1" not in page
+
+
+async def test_a_replica_that_was_only_silent_counts_once_also_after_the_control_plane_died(plane, clock) -> None:
+    slow = Telemetry()
+    slow.call_finished("ask", "large", "success", 0.1)
+    report = Report("Ingress-1", "Ingress", metrics=slow.samples())
+    await plane.exchange(report)
+    clock.advance(SILENCE_S + 1)
+    await plane.exchange(router())
+    plane.changed.clear()  # it is written down as gone
+    await plane.exchange(report)
+    assert plane.changed.is_set()
+    again = ControlPlane(app_config(), clock=clock)
+    again.restore(json.loads(json.dumps(plane.state())))
+    again.recalled.set()
+    await again.exchange(report)
+    clock.advance(GATHER_S)
+    page = (await again.metrics()).decode()
+    assert 'dspy_requests_total{model="large",program="ask",status="success"} 1.0' in page
 
 
 async def test_a_control_plane_that_was_born_again_waits_for_everybodys_totals_before_it_shows_any(
@@ -156,11 +194,30 @@ async def test_a_control_plane_that_was_born_again_waits_for_everybodys_totals_b
     await plane.exchange(router())
     assert await plane.metrics(), "in its first life there is nothing to wait for"
     again = ControlPlane(app_config(), clock=clock)
+    again.recalled.set()
     await again.exchange(router(told=7))
     with pytest.raises(ControlPlaneUnreachable):
         await again.metrics()
     clock.advance(GATHER_S)
     assert await again.metrics()
+
+
+async def test_totals_of_replicas_that_left_are_waited_for_too_but_not_for_ever(clock) -> None:
+    again = ControlPlane(app_config(), clock=clock)
+    await again.exchange(router(told=7))
+    clock.advance(GATHER_S)  # and what is written down was not read yet
+    with pytest.raises(ControlPlaneUnreachable):
+        await again.metrics()
+    clock.advance(REMEMBER_S - GATHER_S)
+    assert await again.metrics()
+
+
+async def test_what_is_remembered_alone_is_no_page_of_metrics(plane, clock) -> None:
+    again = ControlPlane(app_config(), clock=clock)
+    again.restore(plane.state())
+    again.recalled.set()
+    with pytest.raises(ControlPlaneUnreachable):  # before anybody's report
+        await again.metrics()
 
 
 async def test_the_page_has_what_only_the_control_plane_knows(plane) -> None:

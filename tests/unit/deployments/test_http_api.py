@@ -18,7 +18,7 @@ from serve_app.errors import (
     RateLimited,
     UpstreamRefused,
 )
-from serve_app.messages import Outcome, Result
+from serve_app.messages import Outcome, Result, TraceContext
 
 ASK = "/v1/programs/ask"
 GOOD = {"inputs": {"question": "why?"}}
@@ -73,6 +73,13 @@ async def test_no_store_passes_the_near_cache() -> None:
     bench = Bench()
     for _ in range(2):
         await bench.ask(headers={"cache-control": "no-store"})
+    assert len(bench.stage.calls) == 2
+
+
+async def test_a_cache_control_on_two_lines_is_one_header() -> None:
+    bench = Bench()
+    for _ in range(2):
+        await bench.ask(headers=[("cache-control", "max-age=60"), ("cache-control", "no-store")])
     assert len(bench.stage.calls) == 2
 
 
@@ -139,6 +146,15 @@ async def test_a_caller_who_leaves_is_counted_and_holds_no_place() -> None:
     await settle(50)
     assert bench.counted() == {"client_closed": 1}
     assert len(bench.stage.cancelled) == 1
+
+
+async def test_a_tracestate_in_several_lines_is_one_list_and_two_traceparents_are_none() -> None:
+    bench, parent = Bench(), f"00-{'a' * 32}-{'b' * 16}-01"
+    lines = [("traceparent", parent), ("tracestate", "congo=1"), ("tracestate", "rojo=2")]
+    await bench.ask(headers=lines)
+    another = {"inputs": {"question": "another"}}
+    await bench.ask(another, headers=[*lines, ("traceparent", parent)])
+    assert [call.trace for call in bench.stage.calls] == [TraceContext(parent, "congo=1,rojo=2"), None]
 
 
 async def test_bad_input_never_reaches_the_stage_nor_makes_a_label() -> None:

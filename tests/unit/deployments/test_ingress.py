@@ -216,11 +216,13 @@ async def test_what_does_not_fit_is_refused_and_counted_once(arguments, error, c
     assert bench.stage.calls == []
 
 
-async def test_a_program_nobody_serves_makes_no_label() -> None:
+async def test_a_program_nobody_serves_is_counted_and_makes_no_label() -> None:
     bench = Bench()
     with pytest.raises(UnknownProgram, match="did you mean 'ask'"):
         await bench.ingress.predict("asks", GOOD)
-    assert bench.counts("dspy_requests", "program") == {}
+    assert bench.counts("dspy_requests", "status") == {"unknown_program": 1}
+    assert bench.counts("dspy_requests", "program") == {"none": 1}
+    assert "asks" not in str(list(bench.link._telemetry.samples()))
 
 
 async def test_a_defect_behind_the_stage_is_counted_as_ours_and_raised_as_one_of_ours() -> None:
