@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TypeVar
 
 from serve_app.adapters.lm_step import load_response
@@ -76,15 +77,12 @@ class CallJournal:
             if ask is not None and not self._is_closed and len(self._failed) < MAX_STEPS:
                 self._failed[ask] = reply
 
-    def blame(self, text: str | None, values: Collection[str] = ()) -> None:
-        """Forget the latest response, and each with this ``text`` or one of ``values`` in it: it was of no use."""
-
-        def is_blamed(reply: str) -> bool:
-            said = _text(reply)
-            return said is not None and (said == text or any(value in said for value in values))
-
+    def blame(self, text: str | None, values: Iterable[str] = ()) -> None:
+        """Forget the latest response, each with this ``text``, and of each value the newest that has it."""
         with self._lock:
-            self._journal.blame(is_blamed)
+            self._journal.blame(
+                lambda reply: text is not None and _text(reply) == text, [partial(_says, value) for value in values]
+            )
 
     def finished(self) -> tuple[Step, ...]:
         """The steps that the next attempt may take over."""
@@ -111,6 +109,10 @@ class CallJournal:
             return before
         self._journal.record(before, reply)
         return ask
+
+
+def _says(value: str, reply: str) -> bool:
+    return value in (_text(reply) or "")
 
 
 def _text(reply: str) -> str | None:

@@ -101,12 +101,18 @@ class Journal:
         if reply is not None:
             self._keep(Step(*ask, reply))
 
-    def blame(self, is_blamed: Callable[[str], bool]) -> None:
+    def blame(self, is_blamed: Callable[[str], bool], sources: Iterable[Callable[[str], bool]] = ()) -> None:
         """Forget the LM's latest answer and every other that ``is_blamed``: the next model gives its own.
 
-        With several questions asked at once, the one that the program failed on need not be the latest.
+        With several questions asked at once, the one that the program failed on need not be the latest. Of the answers
+        that may be one of ``sources`` only the newest is forgotten: what is asked anew may lead to a tool's being
+        called again in other words.
         """
-        blamed = [ask for ask, step in self._steps.items() if ask.kind is StepKind.LM and is_blamed(step.reply)]
+        answers = [ask for ask in self._steps if ask.kind is StepKind.LM]
+        blamed = {ask for ask in answers if is_blamed(self._steps[ask].reply)}
+        for is_source in sources:
+            found = [ask for ask in answers if is_source(self._steps[ask].reply)]
+            blamed.update(found[-1:])
         for ask in blamed:
             self._forget(ask)
         if self._last_lm is not None:

@@ -28,7 +28,7 @@ READ_PAUSE_S: Final = 0.5
 """Seconds between attempts to read. All of them last longer than a first policy that is refused waits (``RECALL_S``):
 a life that ends for want of a policy has not written a state without one over a state that it could not read."""
 MAX_BYTES: Final = 64_000_000
-"""Longest state read: a few hundred bytes a model, and once replicas have left 2 to 4 kB for each program on each model."""
+"""Longest state read: a few hundred bytes a model, and once replicas have left some kB for each program and model."""
 
 
 class ControlMemory:

@@ -303,6 +303,22 @@ def test_a_reply_is_blamed_by_its_text():
     assert [step.fingerprint for step in journal.finished()] == ["good"]
 
 
+def test_of_the_replies_that_have_a_value_the_newest_is_blamed():
+    journal = CallJournal()
+    for name in ("7 of 9", "paid 7", "last"):
+        journal.record(journal.ask(StepKind.LM, name), dump_response(response(lm15.TextPart(name))))
+    journal.blame(None, ["7", "paid"])
+    assert [step.fingerprint for step in journal.finished()] == ["7 of 9"]
+
+
+def test_a_value_of_the_latest_reply_is_blamed_on_no_other():
+    journal = CallJournal()
+    for name in ("7 of 9", "paid 7"):
+        journal.record(journal.ask(StepKind.LM, name), dump_response(response(lm15.TextPart(name))))
+    journal.blame(None, ["7"])
+    assert [step.fingerprint for step in journal.finished()] == ["7 of 9"]
+
+
 def test_blame_does_not_stumble_over_what_it_cannot_read():
     journal = CallJournal([Step(StepKind.LM, "a", 0, "no json")])
     journal.blame("text")
