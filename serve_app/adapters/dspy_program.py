@@ -332,7 +332,8 @@ def _rule_problems(config: ProgramConfig, full: Variant) -> list[str]:
 def _python_values(model: type[BaseModel], inputs: dict[str, Any]) -> dict[str, Any]:
     """JSON-form ``inputs`` as the Python values the program takes; inputs it does not know are left out."""
     try:
-        typed = model.model_validate({name: value for name, value in inputs.items() if name in model.model_fields})
+        known = {name: value for name, value in inputs.items() if name in model.model_fields}
+        typed = model.model_validate(known, by_name=True)  # the fields' own names, whatever aliases callers use
     except ValidationError as error:
         raise InvalidInputs(describe_errors(error.errors())) from None
     return {name: typed.__dict__[name] for name in model.model_fields}

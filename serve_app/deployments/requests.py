@@ -118,7 +118,7 @@ class RequestReader:
         """
         try:
             model = program.inputs.model_validate(dict(inputs))
-            dumped: dict[str, Any] = model.model_dump(mode="json")
+            dumped: dict[str, Any] = model.model_dump(mode="json", round_trip=True)
         except ValidationError as error:
             raise InvalidInputs(_sentences("inputs", error)) from error
         except (ValueError, TypeError, RecursionError) as error:
