@@ -106,7 +106,7 @@ class Program:
         if remaining_s <= 0:
             raise out_of_time(Outcome.REJECTED)
         shape = self._shapes[call.level]
-        inputs = shape.apply(_python_values(shape.variant.inputs, call.inputs))
+        inputs = self._inputs(shape, call)
         with self._running(call, lm):
             prediction = await shape.variant.runner.run(inputs, remaining_s)
         self._is_held = False
@@ -131,13 +131,19 @@ class Program:
         inputs: dict[str, dict[str, Any]] = {}
         for call in calls:
             try:
-                inputs[call.id] = shape.apply(_python_values(shape.variant.inputs, call.inputs))
-            except InvalidInputs as error:
+                inputs[call.id] = self._inputs(shape, call)
+            except SwitchyardError as error:
                 outcomes[call.id] = error
         asked = [call for call in calls if call.id in inputs]
         for call, prediction in zip(asked, await self._predictions(shape, asked, inputs, lm), strict=True):
             outcomes[call.id] = self._outcome(shape.variant, prediction, call)
         return [outcomes[call.id] for call in calls]
+
+    def _inputs(self, shape: Shape, call: Call) -> dict[str, Any]:
+        try:
+            return shape.apply(_python_values(shape.variant.inputs, call.inputs))
+        except Exception as error:  # noqa: BLE001 - validators of a person's own may raise anything
+            self._fail(error, call)
 
     async def _predictions(
         self, shape: Shape, calls: Sequence[Call], inputs: Mapping[str, dict[str, Any]], lm: dspy.LM
@@ -214,6 +220,8 @@ class Program:
         except NoOutputs as error:
             self._log(error, call)
             raise ProgramError("the program returned none of its outputs, or no JSON") from None
+        except Exception as error:  # noqa: BLE001 - validators of a person's own may raise anything
+            self._fail(error, call)
 
     def _note_held(self) -> None:
         """Log that calls which do not end hold every thread, once until a call is answered again."""

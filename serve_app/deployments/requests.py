@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -10,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticKnownError, from_json
 
 from serve_app.adapters.dspy_program import Program
-from serve_app.errors import InvalidInputs, UnknownModel, UnknownProgram
+from serve_app.errors import InvalidInputs, ProgramError, UnknownModel, UnknownProgram
 from serve_app.messages import Complexity, Options, Priority
+
+log = logging.getLogger("switchyard.program")
 
 
 class OptionsBody(BaseModel):
@@ -115,6 +118,7 @@ class RequestReader:
 
         Raises:
             InvalidInputs: names every field that does not fit.
+            ProgramError: a validator of the program's types raised something else; logged, not told.
         """
         try:
             model = program.inputs.model_validate(dict(inputs))
@@ -123,6 +127,9 @@ class RequestReader:
             raise InvalidInputs(_sentences("inputs", error)) from error
         except (ValueError, TypeError, RecursionError) as error:
             raise InvalidInputs(f"inputs cannot be written as JSON: {error}") from error
+        except Exception as error:
+            log.exception("program.raised", extra={"program": program.name})
+            raise ProgramError("the program's own check of its inputs raised an error") from error
         return dumped
 
     def options(self, options: Mapping[str, Any]) -> Options:

@@ -2,18 +2,29 @@
 
 import datetime as dt
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import dspy
 import program_samples
 import pytest
 from program_fakes import Provider, call, chat_reply, config
-from pydantic import BaseModel, ConfigDict, Field, Json, PlainSerializer, RootModel, computed_field, field_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    PlainSerializer,
+    RootModel,
+    computed_field,
+    field_serializer,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from serve_app.adapters.call_scope import call_scope
 from serve_app.adapters.dspy_program import Program, load_program
 from serve_app.deployments.requests import RequestReader
+from serve_app.errors import ProgramError
 
 
 class Letter(BaseModel):
@@ -43,6 +54,26 @@ class Booking(BaseModel):
     @field_serializer("day")
     def _written(self, day: dt.date) -> str:
         return day.strftime("%d/%m/%Y")
+
+
+class Parcel(BaseModel):
+    """Its validator takes a certain key for granted, and so does not read what itself has read."""
+
+    weight: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: dict[str, str]) -> dict[str, str]:
+        return {"weight": data["kg"]}
+
+
+class Shipped(TypedDict):
+    parcel: Parcel
+
+
+class Ships(dspy.Module):
+    async def aforward(self, given: dict[str, str]) -> Shipped:
+        return {"parcel": given}
 
 
 class Tags(RootModel[list[str]]):
@@ -97,3 +128,25 @@ async def test_an_answer_has_the_names_that_its_schema_has(kind, said, monkeypat
     shape = schema["properties"]["answer"]
     promised = shape if "properties" in shape else schema["$defs"][kind.__name__]
     assert promised["properties"].keys() <= said.keys()
+
+
+def test_a_validator_that_raises_anything_is_the_programs_failure_where_calls_are_admitted(monkeypatch, caplog) -> None:
+    program = served(monkeypatch, takes=Parcel)
+    with pytest.raises(ProgramError) as caught:
+        RequestReader({}, [], 600).inputs(program, {"given": {"weight": "secret"}})
+    assert "secret" not in str(caught.value)
+    assert [record.message for record in caplog.records] == ["program.raised"]
+
+
+async def test_a_validator_that_raises_anything_is_the_programs_failure_where_it_runs(monkeypatch, caplog) -> None:
+    taking = served(monkeypatch, takes=Parcel)
+    monkeypatch.setattr(program_samples, "Served", Ships)
+    giving = load_program(config("program_samples:Served"))
+    sent = call({"given": {"weight": "2"}})
+    with call_scope(20.0):
+        for program in (taking, giving):
+            with pytest.raises(ProgramError):
+                await program.run(sent, Provider("unused").lm())
+        (outcome,) = await taking.run_batch([sent], Provider("unused").lm())
+    assert isinstance(outcome, ProgramError)
+    assert [record.message for record in caplog.records] == ["program.raised"] * 3
