@@ -24,7 +24,7 @@ from serve_app.adapters.call_record import COMMENT
 from serve_app.adapters.call_scope import current_journal, current_scope
 from serve_app.adapters.program_answer import Answer, NoOutputs, read_answer
 from serve_app.adapters.program_errors import translate, unparsed_reply
-from serve_app.adapters.program_levels import Shape, Variant, shape_of, variant_of
+from serve_app.adapters.program_levels import Shape, Variant, outputs_of_any, shape_of, variant_of
 from serve_app.adapters.program_runner import ProgramThreads, out_of_time
 from serve_app.adapters.program_schema import describe_errors, may_say
 from serve_app.adapters.program_source import load_module, nearest
@@ -58,7 +58,7 @@ class Program:
         description: one sentence for people.
         version: changes whenever its answers may; part of every cache key.
         inputs: model that validates a call's inputs; unknown fields are errors.
-        outputs: model of the answer at level ``full``; a simpler program of another level may give fewer fields.
+        outputs: model of the answer at whatever level; fields that a simpler program of one lacks are optional.
         reward: scores its answers; ``None`` when nobody does.
     """
 
@@ -77,7 +77,7 @@ class Program:
         self.description = config.description or _docstring(full.module)
         self.version = version
         self.inputs = full.inputs
-        self.outputs = full.outputs
+        self.outputs = outputs_of_any(config.name, full, [shape.variant for shape in shapes.values()])
         self.reward = reward
         self._shapes = shapes
         self._adapter = _adapter(config.adapter)
