@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, Self
 
 # Ray connects by itself when one of its calls finds no connection. At the end of a process a handle's background thread
@@ -172,9 +173,14 @@ class Client:
         return self._handle.predict.remote(program, inputs, self._options, request_id, trace=dict(trace_headers()))
 
     def _patience_s(self) -> float | None:
-        """Seconds to wait for an application that says nothing; ``None``, which is for ever, without a deadline."""
+        """Seconds to wait for an application that says nothing; ``None``, which is for ever, without a deadline.
+
+        One that is no time, which the application refuses, is none to wait for either.
+        """
         deadline_s = self._options.get("deadline_s")
-        return deadline_s + GRACE_S if isinstance(deadline_s, (int, float)) else None
+        if isinstance(deadline_s, (int, float)) and 0 < deadline_s < TIMEOUT_MAX:
+            return deadline_s + GRACE_S
+        return None
 
 
 def connect(application: str = "switchyard", *, address: str | None = None) -> Client:

@@ -23,6 +23,14 @@ _SAMPLES: Final[Mapping[str, Any]] = {
     "object": {},
     "null": None,
 }
+_FORMATS: Final[Mapping[str, str]] = {
+    "date": "2026-01-31",
+    "date-time": "2026-01-31T12:00:00Z",
+    "time": "12:00:00Z",
+    "duration": "PT1M",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+    "uri": "https://example.com",
+}
 
 
 def is_ready(base_url: str) -> bool:
@@ -92,7 +100,8 @@ def sample(schema: Mapping[str, Any], definitions: Mapping[str, Any] | None = No
     if schema.get("properties"):
         needed = schema.get("required", [])
         return {name: sample(inner, known) for name, inner in schema["properties"].items() if name in needed}
-    return _SAMPLES.get(schema.get("type", "string"), "Hello")
+    plain = _SAMPLES.get(schema.get("type", "string"), "Hello")
+    return _FORMATS.get(schema.get("format", ""), plain) if isinstance(plain, str) else plain
 
 
 def _name(reference: Mapping[str, Any]) -> str:

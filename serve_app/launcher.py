@@ -59,6 +59,7 @@ _DEFAULTS: Final = {
     "RAY_SERVE_HAPROXY_OBSERVE_MARK_DOWN_ENABLED": "0",
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "12",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "2147483647",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure\n    no option splice-request",
     "LITELLM_LOCAL_MODEL_COST_MAP": "true",
     "MALLOC_ARENA_MAX": "2",
 }
@@ -76,6 +77,9 @@ One that is dead refuses connections, for which HAProxy tries another and needs 
 hangs is replaced by the controller, which has health checks of its own.
 In the fast mode replicas take messages of 4 MiB by default, which a batch of five calls with a picture each is beyond,
 so that all of them would fail; Ray's own bound for what comes from outside is this one.
+Ray has HAProxy splice requests. It then does not see a client leave whose body came in a packet after its headers, as
+httpx and requests send them, and the call goes on for nobody. No variable is for that, but this one is copied into the
+same section of HAProxy's file, after Ray's own default.
 glibc gives each of a process' many threads, nearly all of them Ray's, one of 8 arenas a core to allocate from, and each
 keeps the most it ever needed: an ingress under load grew by 2.3 MiB a minute without anything being kept.
 """

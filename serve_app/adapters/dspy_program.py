@@ -24,7 +24,7 @@ from serve_app.adapters.call_record import COMMENT
 from serve_app.adapters.call_scope import current_journal, current_scope
 from serve_app.adapters.program_answer import Answer, NoOutputs, misfits, read_answer
 from serve_app.adapters.program_errors import translate, unparsed_reply
-from serve_app.adapters.program_levels import Shape, Variant, shape_of, variant_of
+from serve_app.adapters.program_levels import Shape, Variant, outputs_of_any, shape_of, variant_of
 from serve_app.adapters.program_runner import ProgramThreads, out_of_time
 from serve_app.adapters.program_schema import describe_errors, may_say
 from serve_app.adapters.program_source import load_module, nearest
@@ -58,7 +58,7 @@ class Program:
         description: one sentence for people.
         version: changes whenever its answers may; part of every cache key.
         inputs: model that validates a call's inputs; unknown fields are errors.
-        outputs: model of the answer at level ``full``; a simpler program of another level may give fewer fields.
+        outputs: model of the answer at whatever level; fields that a simpler program of one lacks are optional.
         reward: scores its answers; ``None`` when nobody does.
     """
 
@@ -77,7 +77,7 @@ class Program:
         self.description = config.description or _docstring(full.module)
         self.version = version
         self.inputs = full.inputs
-        self.outputs = full.outputs
+        self.outputs = outputs_of_any(config.name, full, [shape.variant for shape in shapes.values()])
         self.reward = reward
         self._shapes = shapes
         self._adapter = _adapter(config.adapter)
@@ -106,7 +106,7 @@ class Program:
         if remaining_s <= 0:
             raise out_of_time(Outcome.REJECTED)
         shape = self._shapes[call.level]
-        inputs = shape.apply(_python_values(shape.variant.inputs, call.inputs))
+        inputs = self._inputs(shape, call)
         with self._running(call, lm):
             prediction = await shape.variant.runner.run(inputs, remaining_s)
         self._is_held = False
@@ -131,13 +131,19 @@ class Program:
         inputs: dict[str, dict[str, Any]] = {}
         for call in calls:
             try:
-                inputs[call.id] = shape.apply(_python_values(shape.variant.inputs, call.inputs))
-            except InvalidInputs as error:
+                inputs[call.id] = self._inputs(shape, call)
+            except SwitchyardError as error:
                 outcomes[call.id] = error
         asked = [call for call in calls if call.id in inputs]
         for call, prediction in zip(asked, await self._predictions(shape, asked, inputs, lm), strict=True):
             outcomes[call.id] = self._outcome(shape.variant, prediction, call)
         return [outcomes[call.id] for call in calls]
+
+    def _inputs(self, shape: Shape, call: Call) -> dict[str, Any]:
+        try:
+            return shape.apply(_python_values(shape.variant.inputs, call.inputs))
+        except Exception as error:  # noqa: BLE001 - validators of a person's own may raise anything
+            self._fail(error, call)
 
     async def _predictions(
         self, shape: Shape, calls: Sequence[Call], inputs: Mapping[str, dict[str, Any]], lm: dspy.LM
@@ -214,6 +220,8 @@ class Program:
         except NoOutputs as error:
             self._log(error, call)
             raise ProgramError("the program returned none of its outputs, or no JSON") from None
+        except Exception as error:  # noqa: BLE001 - validators of a person's own may raise anything
+            self._fail(error, call)
 
     def _note_held(self) -> None:
         """Log that calls which do not end hold every thread, once until a call is answered again."""
@@ -332,7 +340,8 @@ def _rule_problems(config: ProgramConfig, full: Variant) -> list[str]:
 def _python_values(model: type[BaseModel], inputs: dict[str, Any]) -> dict[str, Any]:
     """JSON-form ``inputs`` as the Python values the program takes; inputs it does not know are left out."""
     try:
-        typed = model.model_validate({name: value for name, value in inputs.items() if name in model.model_fields})
+        known = {name: value for name, value in inputs.items() if name in model.model_fields}
+        typed = model.model_validate(known, by_name=True)  # the fields' own names, whatever aliases callers use
     except ValidationError as error:
         raise InvalidInputs(describe_errors(error.errors())) from None
     return {name: typed.__dict__[name] for name in model.model_fields}

@@ -62,7 +62,8 @@ def read_answer(
     if not found:
         raise NoOutputs(f"returned {type(prediction).__name__} with none of the outputs {', '.join(names)}")
     try:
-        outputs = model.model_validate(found).model_dump(mode="json", exclude_unset=not is_declared)
+        answer = model.model_validate(found)
+        outputs = answer.model_dump(mode="json", by_alias=True, exclude_unset=not is_declared)
     except ValidationError as error:
         raise BadOutput(f"the answer does not fit: {describe_errors(error.errors())}") from None
     except PydanticSerializationError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
@@ -10,7 +10,7 @@ import dspy
 
 from serve_app.adapters.program_interface import Interface, interface_of
 from serve_app.adapters.program_runner import ProgramThreads, Runner
-from serve_app.adapters.program_schema import Annotation, FieldDefinition, inputs_model, outputs_model
+from serve_app.adapters.program_schema import Annotation, FieldDefinition, inputs_model, optional, outputs_model
 from serve_app.adapters.program_source import is_signature, load_module, nearest, parse_signature, untyped_fields
 from serve_app.core.trimming import trim_to_words
 from serve_app.errors import ConfigError
@@ -103,6 +103,15 @@ def shape_of(name: str, level: LevelConfig, full: Variant, threads: ProgramThrea
     dropped = set(level.drop_inputs)
     limits = tuple((f, most) for f, most in level.max_input_chars.items() if f in fields and f not in dropped)
     return Shape(variant, blanks, limits), []
+
+
+def outputs_of_any(name: str, full: Variant, variants: Iterable[Variant]) -> type[BaseModel]:
+    """Model of an answer at whatever level: an output that the simpler program of one lacks may be missing."""
+    everywhere = set(full.interface.outputs).intersection(*(variant.interface.outputs for variant in variants))
+    fields = full.interface.outputs
+    if everywhere >= fields.keys():
+        return full.outputs
+    return outputs_model(name, {key: each if key in everywhere else optional(each) for key, each in fields.items()})
 
 
 def _simpler(name: str, source: str, full: Variant, threads: ProgramThreads) -> Variant:

@@ -3,6 +3,8 @@
 DSPy's signature fields carry extras that belong in prompts (``__dspy_field_type``, ``prefix``, ``desc``); here only
 the type, the constraints, the default and the description are kept. DSPy's own types (``Image``, ``History``, …)
 serialize as prompt markers by default; in these models they are plain JSON that validates back to the same value.
+So are inputs whose model writes itself in another form than it reads: they are written where the call is admitted and
+read again where the program runs.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    RootModel,
+    SerializationInfo,
     TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapSerializer,
     WrapValidator,
     create_model,
     model_validator,
@@ -36,7 +41,7 @@ from pydantic_core import PydanticSerializationError, PydanticUndefined, to_json
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from serve_app.config import CacheRule
 
@@ -157,7 +162,7 @@ def _model(name: str, base: type[BaseModel], fields: Mapping[str, FieldDefinitio
     problems: list[str] = []
     for field, (annotation, info) in fields.items():
         try:
-            wired[field] = (_wire_type(annotation), info)
+            wired[field] = (_wire_type(annotation, is_input=direction == "input"), info)
             TypeAdapter(wired[field][0]).json_schema()
         except (PydanticUserError, NameError, TypeError, ValueError) as error:
             problems.append(f"{direction} {field!r} has type {_type_name(annotation)}, which has no JSON form")
@@ -172,28 +177,29 @@ def _model(name: str, base: type[BaseModel], fields: Mapping[str, FieldDefinitio
         raise ConfigError([f"the {direction}s cannot be a model: {str(error).splitlines()[0]}"]) from error
 
 
-def _wire_type(annotation: Annotation) -> Annotation:
+def _wire_type(annotation: Annotation, *, is_input: bool) -> Annotation:
     """``annotation`` with every DSPy type in it made plain JSON."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        return _wire_class(annotation)
+        return _wire_class(annotation, is_input=is_input)
     origin: Any = get_origin(annotation)
     arguments = get_args(annotation)
     if origin is None or origin is Literal:
         return annotation
     if origin is Annotated:
-        return Annotated[(_wire_type(arguments[0]), *annotation.__metadata__)]
-    wired = tuple(_wire_type(argument) for argument in arguments)
+        return Annotated[(_wire_type(arguments[0], is_input=is_input), *annotation.__metadata__)]
+    wired = tuple(_wire_type(argument, is_input=is_input) for argument in arguments)
     if all(new is old for new, old in zip(wired, arguments, strict=True)):
         return annotation
     return Union[wired] if origin in (Union, types.UnionType) else origin[wired]  # noqa: UP007 - made at run time
 
 
-def _wire_class(cls: type) -> Annotation:
+def _wire_class(cls: type, *, is_input: bool) -> Annotation:
     if issubclass(cls, dspy.Reasoning):
         return Annotated[str, BeforeValidator(_reasoning_text)]
-    is_dspys = issubclass(cls, (dspy.Type, dspy.History))
-    if is_dspys or (issubclass(cls, BaseModel) and _holds_dspy_types(cls, set())):
+    if _holds(cls, _is_dspys, set()):
         return Annotated[(cls, WrapValidator(_guarded), PlainSerializer(_plain), *_brief_schema(cls))]
+    if is_input and _holds(cls, _writes_otherwise, set()):
+        return Annotated[cls, PlainSerializer(_plain)]
     return cls
 
 
@@ -205,14 +211,19 @@ def _guarded(value: object, validate: ValidatorFunctionWrapHandler) -> object:
         raise ValueError("is not valid") from error
 
 
-def _plain(value: object) -> object:
-    """``value`` as JSON of its fields, where DSPy would write a prompt marker."""
+def _plain(value: object, info: SerializationInfo) -> object:
+    """``value`` as JSON of its fields, where its class would write a prompt marker, or something it cannot read."""
+    if isinstance(value, RootModel):
+        return _plain(value.root, info)
     if isinstance(value, BaseModel):
-        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+        fields = type(value).model_fields
+        aliases = {name: field.serialization_alias or name for name, field in fields.items()} if info.by_alias else {}
+        written = {aliases.get(name, name): _plain(getattr(value, name), info) for name in fields}
+        return written | {name: _plain(item, info) for name, item in (value.model_extra or {}).items()}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, info) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [_plain(item, info) for item in value]
     return value.value if isinstance(value, Enum) else to_jsonable_python(value)
 
 
@@ -237,19 +248,31 @@ def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 -
     return [_inlined(part, definitions) for part in schema] if isinstance(schema, list) else schema
 
 
-def _holds_dspy_types(cls: type[BaseModel], seen: set[type]) -> bool:
-    if cls in seen:
+def _holds(annotation: Annotation, wanted: Callable[[type], bool], seen: set[type]) -> bool:
+    """Whether there is a class in ``annotation``, or in a field of a model in it, of which ``wanted`` is true."""
+    if not isinstance(annotation, type) or get_origin(annotation) is not None:
+        return any(_holds(argument, wanted, seen) for argument in get_args(annotation))
+    if annotation in seen:
         return False
-    seen.add(cls)
-    return any(_mentions_dspy_type(field.annotation, seen) for field in cls.model_fields.values())
+    seen.add(annotation)
+    fields = annotation.model_fields.values() if issubclass(annotation, BaseModel) else ()
+    return wanted(annotation) or any(_holds(field.annotation, wanted, seen) for field in fields)
 
 
-def _mentions_dspy_type(annotation: Annotation, seen: set[type]) -> bool:
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        if issubclass(annotation, dspy.Type):
-            return True
-        return issubclass(annotation, BaseModel) and _holds_dspy_types(annotation, seen)
-    return any(_mentions_dspy_type(argument, seen) for argument in get_args(annotation))
+def _is_dspys(cls: type) -> bool:
+    return issubclass(cls, (dspy.Type, dspy.History))
+
+
+def _writes_otherwise(cls: type) -> bool:
+    """Whether a model has serializers of its own, or fields that it does not write."""
+    if not issubclass(cls, BaseModel):
+        return False
+    own = cls.__pydantic_decorators__
+    return bool(own.field_serializers or own.model_serializers) or any(map(_is_altered, cls.model_fields.values()))
+
+
+def _is_altered(field: FieldInfo) -> bool:
+    return bool(field.exclude) or any(isinstance(part, (PlainSerializer, WrapSerializer)) for part in field.metadata)
 
 
 def _reasoning_text(value: object) -> object:

@@ -205,8 +205,9 @@ def _add_docs(api: FastAPI, ingress: Ingress) -> None:
     add_operator_types(document)
 
     @api.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> Response:
-        return _json(document)
+    async def openapi(request: Request) -> Response:
+        prefix: str = request.scope.get("root_path", "")
+        return _json(document | {"servers": [{"url": prefix}]} if prefix else document)
 
     @api.get("/docs", include_in_schema=False)
     async def docs() -> Response:

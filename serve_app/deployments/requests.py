@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticKnownError, from_json
 
 from serve_app.adapters.dspy_program import Program
-from serve_app.errors import InvalidInputs, UnknownModel, UnknownProgram
+from serve_app.errors import InvalidInputs, ProgramError, UnknownModel, UnknownProgram
 from serve_app.messages import Complexity, Options, Priority
+
+log = logging.getLogger("switchyard.program")
+
+MAX_SAID: Final = 1000
+"""Characters of a path or of what is wrong there."""
 
 
 class OptionsBody(BaseModel):
@@ -115,14 +121,18 @@ class RequestReader:
 
         Raises:
             InvalidInputs: names every field that does not fit.
+            ProgramError: a validator of the program's types raised something else; logged, not told.
         """
         try:
             model = program.inputs.model_validate(dict(inputs))
-            dumped: dict[str, Any] = model.model_dump(mode="json")
+            dumped: dict[str, Any] = model.model_dump(mode="json", round_trip=True)
         except ValidationError as error:
             raise InvalidInputs(_sentences("inputs", error)) from error
         except (ValueError, TypeError, RecursionError) as error:
             raise InvalidInputs(f"inputs cannot be written as JSON: {error}") from error
+        except Exception as error:
+            log.exception("program.raised", extra={"program": program.name})
+            raise ProgramError("the program's own check of its inputs raised an error") from error
         return dumped
 
     def options(self, options: Mapping[str, Any]) -> Options:
@@ -152,17 +162,22 @@ def _shown(name: str) -> str:
     return ascii(name if len(name) <= 100 else name[:100] + "…")  # noqa: PLR2004 - an excerpt
 
 
+def _clipped(text: str) -> str:
+    """Enough of it for a list of all that is allowed; a caller's name or value may be as long as the body."""
+    return text if len(text) <= MAX_SAID else text[:MAX_SAID] + "…"
+
+
 def _nearest(name: str, names: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name[:100], list(names), 1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def _sentences(prefix: str, error: ValidationError) -> str:
-    """One clause an error, never with the value that was sent."""
+    """One short clause an error, without the value that was sent unless the program's own validator quotes it."""
     clauses = []
     for item in error.errors(include_input=False, include_url=False, include_context=False):
         path = ".".join(str(part) for part in (prefix, *item["loc"]))
-        clauses.append(f"{path}: {item['msg'][:1].lower()}{item['msg'][1:]}")
+        clauses.append(f"{_clipped(path)}: {_clipped(item['msg'][:1].lower() + item['msg'][1:])}")
     shown = clauses[:20]
     if len(clauses) > len(shown):
         shown.append(f"and {len(clauses) - len(shown)} more")

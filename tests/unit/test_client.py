@@ -1,6 +1,7 @@
 """The Python client: what it sends, what it gives back, what it raises."""
 
 import asyncio
+import math
 import pickle
 import threading
 from types import SimpleNamespace
@@ -112,6 +113,13 @@ def test_what_was_raised_before_the_call_had_an_id_gets_the_callers(how) -> None
     with pytest.raises(InvalidInputs) as told:
         ask(Client(handle), how)
     assert (told.value.request_id, told.value.retry_after_s) == (handle.sent[3], 2.0)
+
+
+@pytest.mark.parametrize("deadline_s", [-30, 0, math.nan, math.inf, 1e300, "soon"])
+def test_a_deadline_that_is_no_time_is_left_to_the_application_to_refuse(deadline_s) -> None:
+    handle = FakeHandle()
+    Client(handle).with_options(deadline_s=deadline_s).predict("ask", question="why?")
+    assert handle.timeout_s is None
 
 
 def test_what_is_none_of_ours_is_still_one_of_ours() -> None:

@@ -290,6 +290,16 @@ def test_the_image_measures_as_often_as_a_run_on_one_machine() -> None:
         assert f"{name}={value}" in dockerfile
 
 
+def test_workers_have_the_haproxy_option_of_a_run_on_one_machine() -> None:
+    option = environment({}, plain=False)["RAY_SERVE_HAPROXY_RETRY_ON"]
+    (workers,) = load(CLUSTER / "kuberay/base/rayservice.yaml")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert {"name": "RAY_SERVE_HAPROXY_RETRY_ON", "value": option} in workers["template"]["spec"]["containers"][0][
+        "env"
+    ]
+    written = option.replace("\n", "\\n")
+    assert f"RAY_SERVE_HAPROXY_RETRY_ON=$'{written}'" in (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
+
+
 def test_the_image_copies_only_what_the_build_may_see() -> None:
     dockerfile = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
     ignore = (CLUSTER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()

@@ -210,9 +210,11 @@ SCHEMA = {
         "limit": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
         "tags": {"type": "array", "items": {"type": "string"}},
         "note": {"type": "string"},
+        "since": {"type": "string", "format": "date"},
+        "secret": {"type": "string", "format": "password"},
         "context": {"type": "string", "default": ""},
     },
-    "required": ["ticket", "tone", "limit", "tags", "note"],
+    "required": ["ticket", "tone", "limit", "tags", "note", "since", "secret"],
 }
 
 
@@ -223,6 +225,8 @@ def test_an_example_has_a_value_of_the_right_type_for_each_required_input() -> N
         "limit": 1,
         "tags": [],
         "note": "Hello",
+        "since": "2026-01-31",
+        "secret": "Hello",
     }
 
 

@@ -229,6 +229,13 @@ async def test_a_simpler_program_answers_fewer_outputs_in_the_same_types():
         await run(program, Provider(chat_reply(topic="z")), {"text": "t", "hint": "h"}, Level.MINIMAL)
 
 
+def test_an_output_that_the_simpler_program_of_a_level_lacks_may_be_missing():
+    assert load().outputs.model_json_schema(mode="serialization")["required"] == ["topic", "score"]
+    schema = load(levels=LEVELS).outputs.model_json_schema(mode="serialization")
+    assert schema["required"] == ["topic"]
+    assert schema["properties"]["score"]["maximum"] == 5
+
+
 async def test_a_level_left_out_is_the_next_better_one():
     provider = Provider(GOOD)
     program = load(levels={"degraded": LEVELS["degraded"]})

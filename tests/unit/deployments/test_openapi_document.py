@@ -10,13 +10,14 @@ from serve_app.deployments.ingress import Ingress
 NESTED = "items: list[dict[str, int]], mood: Literal['a', 'b'] -> score: float, names: list[str]"
 
 
-async def document(*declared: tuple[str, str]) -> dict:
-    """``/openapi.json`` of an ingress that serves these programs."""
+async def document(*declared: tuple[str, str], prefix: str = "") -> dict:
+    """``/openapi.json`` of an ingress that serves these programs, below a ``route_prefix`` if it has one."""
     levels = {"full": {"models": ["large"]}}
     config = app_config(programs=[{"name": name, "program": code, "levels": levels} for name, code in declared])
     made = link()
     api = build_api(Ingress(config, programs(config), FakeStage(), made._telemetry, made))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+    transport = httpx.ASGITransport(api, root_path=prefix)
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://test{prefix}") as client:
         return (await client.get("/openapi.json")).json()
 
 
@@ -45,6 +46,11 @@ async def test_types_are_the_programs_own() -> None:
     assert inputs["items"]["type"] == "array"
     answer = schema(made, made["paths"]["/v1/programs/nested"]["post"]["responses"]["200"])
     assert resolve(made, answer["properties"]["outputs"])["properties"]["score"]["type"] == "number"
+
+
+async def test_paths_are_below_the_applications_prefix() -> None:
+    assert (await document(("plain", "question -> answer"), prefix="/app"))["servers"] == [{"url": "/app"}]
+    assert "servers" not in await document(("plain", "question -> answer"))
 
 
 @pytest.mark.parametrize("names", [("a-b", "a_b"), ("a.b", "a-b"), ("x", "X")])

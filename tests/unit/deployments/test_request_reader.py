@@ -1,9 +1,11 @@
 """What a caller sent becomes inputs and options, or a sentence that says what is wrong with it."""
 
+import dspy
 import pytest
 from deployment_fakes import app_config, programs
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import create_model
 
 from serve_app.deployments.requests import RequestReader
 from serve_app.errors import InvalidInputs, UnknownProgram
@@ -93,6 +95,17 @@ def test_no_more_than_twenty_clauses_are_written() -> None:
     with pytest.raises(InvalidInputs, match="and 481 more") as refused:
         READER.inputs(PROGRAMS["ask"], {f"extra{n}": n for n in range(500)})
     assert len(str(refused.value)) < 2000
+
+
+def test_what_is_said_is_short_however_long_what_was_sent_is(monkeypatch) -> None:
+    with pytest.raises(InvalidInputs, match="extra inputs are not permitted") as refused:
+        READER.inputs(PROGRAMS["ask"], {"x" * 500_000: 1})
+    assert len(str(refused.value)) < 3000
+    image = create_model("Inputs", picture=(dspy.Image, ...))  # its validator quotes what it was given
+    monkeypatch.setattr(PROGRAMS["ask"], "inputs", image)
+    with pytest.raises(InvalidInputs, match=r"^inputs\.picture: value error, Unrecognized") as refused:
+        READER.inputs(PROGRAMS["ask"], {"picture": {"url": "x" * 500_000}})
+    assert len(str(refused.value)) < 3000
 
 
 def test_text_that_is_not_valid_unicode_is_refused_or_kept_but_never_a_crash() -> None:
