@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 from redis.asyncio import Redis
 
+from serve_app.adapters import guarded_redis
 from serve_app.adapters.embedded_redis import EmbeddedRedis
 from serve_app.adapters.redis_store import RedisStore, StoredBytes, StoreKey
 from serve_app.core.store_health import FIRST_PAUSE_S, MAX_PAUSE_S
@@ -438,6 +439,18 @@ async def test_a_store_that_stays_slow_is_not_taken_back(behind: RedisStore, pro
         assert await behind.get_many([AT]) == [None]
         assert await until(lambda before=before: failed_since(behind, before))
         assert not behind.stats().is_up
+
+
+async def test_an_operation_has_all_the_time_that_its_caller_waits(
+    proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarded_redis, "LINGER_S", 0.1)
+    store = RedisStore(proxy.url, timeout_s=2.0, clock=clock)
+    proxy.delay_s = 0.2
+    assert await put(store)
+    assert await store.get_many([AT]) == [b"answer"]
+    assert store.stats().failures == {}
+    await store.aclose()
 
 
 async def failed_since(store: RedisStore, before: int) -> bool:
