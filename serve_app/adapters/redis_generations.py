@@ -95,7 +95,8 @@ class Generations:
                 raise refusal
         self.learn(zip(programs, strings(replies[len(names) :], len(names)), strict=True))
         self._forgotten -= forgotten
-        if any(program not in self._known for program in programs):
-            await redis.delete(*names)  # something else is kept there; the next write starts anew
+        strange = [name for program, name in zip(programs, names, strict=True) if program not in self._known]
+        if strange:
+            await redis.delete(*strange)  # something else is kept there; the next write starts anew
             raise BadReply("wrong_type")
         return True

@@ -306,6 +306,18 @@ async def test_a_generation_of_another_type_is_replaced(store: RedisStore, clien
     assert store.stats().failures == {"wrong_type": 1}
 
 
+async def test_replacing_one_programs_generation_leaves_the_others_in_force(
+    store: RedisStore, server: EmbeddedRedis, client: Redis
+) -> None:
+    assert await put(store)
+    await client.rpush("switchyard:research", "not a generation")
+    late = RedisStore(server.url, timeout_s=1.0)
+    strange = StoredBytes(StoreKey("research", "k"), b"x", 60)
+    assert await late.put_many([strange, StoredBytes(StoreKey("triage", "k2"), b"y", 60)]) == 0
+    assert await store.get_many([AT]) == [b"answer"]
+    await late.aclose()
+
+
 async def test_a_server_out_of_memory_refuses_writes_and_still_answers_reads(store: RedisStore, client: Redis) -> None:
     await put(store)
     before = await client.config_get("maxmemory*")
