@@ -79,7 +79,7 @@ class ControlMemory:
 
 
 async def remember(plane: ControlPlane, addresses: AsyncIterator[str], application: str) -> None:
-    """Restore the plane's state once, then write it down whenever it changes and now and then, while ``addresses`` lasts.
+    """Restore the plane's state once, then write it down, whenever it changes at once, while ``addresses`` lasts.
 
     Sets ``plane.recalled`` when all that is remembered has been told, or there is nothing to ask.
 
