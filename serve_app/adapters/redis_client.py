@@ -5,6 +5,7 @@ None of them retries, checks health by itself or greets the server: each would c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -111,9 +112,22 @@ class _MasterPool(SentinelConnectionPool):
         await self.sentinel_manager.aclose()
 
 
+class _Sentinels(Sentinel):
+    """Asked in turn; one that is silent for as long as an operation may take is the last of them next time."""
+
+    async def discover_master(self, service_name: str) -> Any:  # noqa: ANN401 - as redis-py has it
+        first = self.sentinels[0]
+        try:
+            return await super().discover_master(service_name)
+        except asyncio.CancelledError:
+            if self.sentinels[0] is first:  # nobody else has put it last meanwhile
+                self.sentinels.append(self.sentinels.pop(0))
+            raise
+
+
 def _behind_sentinels(address: RedisUrl, common: dict[str, Any]) -> Redis:
     tls = {name: value for name, value in address.options.items() if name.startswith("ssl_")} | {"ssl": address.is_tls}
-    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+    sentinels = _Sentinels(  # type: ignore[no-untyped-call]
         address.hosts,
         sentinel_kwargs=common | address.sentinel_options | (tls if address.is_tls else {}),
         db=address.db,
