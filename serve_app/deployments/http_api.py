@@ -152,7 +152,7 @@ async def _answer(ingress: Ingress, name: str, request: Request) -> Response:
     join(trace_context(request.headers))
     try:
         inputs, options = await _read(ingress, name, request, request_id)
-        freshness = parse_cache_control(request.headers.get("cache-control", ""))
+        freshness = parse_cache_control(", ".join(request.headers.getlist("cache-control")))
         result = await ingress.answer(name, inputs, options, request_id, freshness)
         body = reply(name, request_id, result, time.monotonic() - started)
         return Response(to_json(body), 200, cache_headers(result), "application/json")

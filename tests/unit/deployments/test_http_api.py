@@ -76,6 +76,13 @@ async def test_no_store_passes_the_near_cache() -> None:
     assert len(bench.stage.calls) == 2
 
 
+async def test_a_cache_control_on_two_lines_is_one_header() -> None:
+    bench = Bench()
+    for _ in range(2):
+        await bench.ask(headers=[("cache-control", "max-age=60"), ("cache-control", "no-store")])
+    assert len(bench.stage.calls) == 2
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code", "retry_after"),
     [
