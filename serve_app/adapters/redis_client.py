@@ -97,7 +97,7 @@ def _cluster(address: RedisUrl, common: dict[str, Any]) -> RedisCluster:
     return RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
         max_connections=MAX_UNQUEUED_CONNECTIONS,
-        require_full_coverage=False,  # a lost shard loses its own answers only
+        require_full_coverage=False,  # else a cluster with slots that nobody has would not be joined at all
         ssl=address.is_tls,
         **address.options,
         **common,
