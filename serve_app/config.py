@@ -300,7 +300,7 @@ class CacheConfig(Section):
     near_entries: int = Field(default=10_000, ge=0)
     """Most answers each ingress keeps in its own memory, and each cache in its own; 0 keeps none."""
     near_max_bytes: int = Field(default=64 * 2**20, ge=0)
-    """Most bytes each ingress keeps in its own memory, and each cache in its own; in ``compact`` one process is both."""
+    """Most bytes each ingress keeps in its own memory, and each cache in its own; in ``compact`` a process is both."""
 
     @field_validator("redis_url")
     @classmethod
