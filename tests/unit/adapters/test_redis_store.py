@@ -318,6 +318,24 @@ async def test_replacing_one_programs_generation_leaves_the_others_in_force(
     await late.aclose()
 
 
+async def test_a_program_is_forgotten_by_a_server_out_of_memory_too(
+    store: RedisStore, server: EmbeddedRedis, client: Redis
+) -> None:
+    assert await put(store)
+    before = await client.config_get("maxmemory*")
+    await client.config_set("maxmemory-policy", "noeviction")
+    await client.config_set("maxmemory", 1)
+    late = RedisStore(server.url, timeout_s=1.0)
+    try:
+        await store.delete_program("triage")
+        assert store.stats().failures == {"oom": 1}
+        assert await late.get_many([AT]) == [None]
+    finally:
+        await late.aclose()
+        await client.config_set("maxmemory", before["maxmemory"])
+        await client.config_set("maxmemory-policy", before["maxmemory-policy"])
+
+
 async def test_a_server_out_of_memory_refuses_writes_and_still_answers_reads(store: RedisStore, client: Redis) -> None:
     await put(store)
     before = await client.config_get("maxmemory*")
