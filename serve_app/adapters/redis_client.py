@@ -21,6 +21,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
 
 from serve_app.adapters.redis_failures import BadReply, takes_down
 from serve_app.errors import ConfigError
@@ -73,8 +74,24 @@ def open_client(url: str, *, timeout_s: float, socket_timeout_s: float) -> Clien
             return _server(address, common, timeout_s)
 
 
+class _ToPrimary(Connection):
+    """Opened anew once the server has said that it is a replica: the same address may lead to another server by now."""
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as redis-py has it
+        try:
+            return await super().read_response(*args, **options)
+        except ReadOnlyError:
+            # When it is given back, for replies to a whole pipeline may be under way.
+            self.mark_for_reconnect()  # type: ignore[no-untyped-call]
+            raise
+
+
+class _ToPrimaryOverTls(_ToPrimary, SSLConnection):
+    """The same over TLS."""
+
+
 def _server(address: RedisUrl, common: dict[str, Any], timeout_s: float) -> Redis:
-    kind: type[Connection | UnixDomainSocketConnection] = SSLConnection if address.is_tls else Connection
+    kind: type[Connection | UnixDomainSocketConnection] = _ToPrimaryOverTls if address.is_tls else _ToPrimary
     where: dict[str, Any] = {}
     if address.path:
         kind, where = UnixDomainSocketConnection, {"path": address.path}

@@ -42,6 +42,10 @@ class Proxy:
         self.connections = 0
         self.url = ""
 
+    def lead_to(self, url: str) -> None:
+        """Where connections go from now on; those that are open stay."""
+        self._path = url.removeprefix("unix://")
+
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
@@ -362,6 +366,22 @@ async def test_a_replica_refuses_writes_and_still_answers_reads(server: Embedded
             assert await store.get_many([AT]) == [b"answer"]
         assert store.stats().failures == {"read_only": 1}
         await store.aclose()
+
+
+async def test_writes_go_on_where_the_address_leads_once_its_first_server_is_a_replica(
+    patient: RedisStore, proxy: Proxy, client: Redis
+) -> None:
+    with EmbeddedRedis(max_memory="16mb") as promoted:
+        await client.replicaof("127.0.0.1", 1)
+        try:
+            assert not await put(patient)
+            assert await patient.get_many([AT]) == [b"answer"]
+            proxy.lead_to(promoted.url)
+            assert not await put(patient)
+            assert await put(patient)
+            assert patient.stats().failures == {"read_only": 2}
+        finally:
+            await client.replicaof("NO", "ONE")
 
 
 async def test_a_password_in_the_url_is_used_and_a_wrong_one_is_a_counted_miss() -> None:
