@@ -314,9 +314,9 @@ class CacheConfig(Section):
     replicas: LastingReplicas = LastingReplicas()
     """Replicas of the cache; graph ``standard`` only, in ``compact`` each ingress has its own."""
     near_entries: int = Field(default=10_000, ge=0)
-    """Most answers each ingress keeps in its own memory; 0 keeps none."""
+    """Most answers each ingress keeps in its own memory, and each cache in its own; 0 keeps none."""
     near_max_bytes: int = Field(default=64 * 2**20, ge=0)
-    """Most bytes each ingress keeps in its own memory."""
+    """Most bytes each ingress keeps in its own memory, and each cache in its own; in ``compact`` a process is both."""
 
     @field_validator("redis_url")
     @classmethod

@@ -64,13 +64,14 @@ class EmbeddedRedis:
         return self._watch is not None and self._watch.poll() is None
 
     def start(self) -> None:
-        """Start the server and return when it answers.
+        """Start the server and return when it answers; does nothing while it runs. One that has ended begins anew.
 
         Raises:
             ConfigError: the ``embedded`` extra is not installed, or the server does not start; says what to do.
         """
         if self.is_running:
             return
+        self.stop()
         binary = _binary()
         self._directory = _private_directory()
         try:

@@ -24,7 +24,7 @@ from serve_app.core.clock import Clock
 from serve_app.core.store_health import StoreHealth
 
 LINGER_S: Final = 1.0
-"""Seconds an operation goes on in the background, connecting included, after its caller has left."""
+"""Seconds an operation may take, connecting included, though its caller has left; never less than a caller waits."""
 LATE_S: Final = 0.005
 """Seconds by which a timer may fire late before this process counts as busy."""
 
@@ -52,8 +52,9 @@ class GuardedRedis:
         clock: Clock = time.monotonic,
         recovered: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self._redis = open_client(url, timeout_s=timeout_s, socket_timeout_s=LINGER_S)
         self._timeout_s = timeout_s
+        self._linger_s = max(LINGER_S, timeout_s)
+        self._redis = open_client(url, timeout_s=timeout_s, socket_timeout_s=self._linger_s)
         self._health = StoreHealth(clock=clock)
         self._recovered = recovered
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -129,7 +130,7 @@ class GuardedRedis:
 
     async def _attempt(self, operation: Callable[[Client], Awaitable[_T]]) -> tuple[_T | None, Exception | None]:
         try:
-            async with asyncio.timeout(LINGER_S):
+            async with asyncio.timeout(self._linger_s):
                 return await operation(self._redis), None
         except Exception as error:  # noqa: BLE001 - whatever a server does is a failed operation, counted by its reason
             return None, error

@@ -5,6 +5,7 @@ None of them retries, checks health by itself or greets the server: each would c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -20,6 +21,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
 
 from serve_app.adapters.redis_failures import BadReply, takes_down
 from serve_app.errors import ConfigError
@@ -72,8 +74,24 @@ def open_client(url: str, *, timeout_s: float, socket_timeout_s: float) -> Clien
             return _server(address, common, timeout_s)
 
 
+class _ToPrimary(Connection):
+    """Opened anew once the server has said that it is a replica: the same address may lead to another server by now."""
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as redis-py has it
+        try:
+            return await super().read_response(*args, **options)
+        except ReadOnlyError:
+            # When it is given back, for replies to a whole pipeline may be under way.
+            self.mark_for_reconnect()  # type: ignore[no-untyped-call]
+            raise
+
+
+class _ToPrimaryOverTls(_ToPrimary, SSLConnection):
+    """The same over TLS."""
+
+
 def _server(address: RedisUrl, common: dict[str, Any], timeout_s: float) -> Redis:
-    kind: type[Connection | UnixDomainSocketConnection] = SSLConnection if address.is_tls else Connection
+    kind: type[Connection | UnixDomainSocketConnection] = _ToPrimaryOverTls if address.is_tls else _ToPrimary
     where: dict[str, Any] = {}
     if address.path:
         kind, where = UnixDomainSocketConnection, {"path": address.path}
@@ -96,7 +114,7 @@ def _cluster(address: RedisUrl, common: dict[str, Any]) -> RedisCluster:
     return RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
         max_connections=MAX_UNQUEUED_CONNECTIONS,
-        require_full_coverage=False,  # a lost shard loses its own answers only
+        require_full_coverage=False,  # else a cluster with slots that nobody has would not be joined at all
         ssl=address.is_tls,
         **address.options,
         **common,
@@ -111,9 +129,22 @@ class _MasterPool(SentinelConnectionPool):
         await self.sentinel_manager.aclose()
 
 
+class _Sentinels(Sentinel):
+    """Asked in turn; one that is silent for as long as an operation may take is the last of them next time."""
+
+    async def discover_master(self, service_name: str) -> Any:  # noqa: ANN401 - as redis-py has it
+        first = self.sentinels[0]
+        try:
+            return await super().discover_master(service_name)
+        except asyncio.CancelledError:
+            if self.sentinels[0] is first:  # nobody else has put it last meanwhile
+                self.sentinels.append(self.sentinels.pop(0))
+            raise
+
+
 def _behind_sentinels(address: RedisUrl, common: dict[str, Any]) -> Redis:
     tls = {name: value for name, value in address.options.items() if name.startswith("ssl_")} | {"ssl": address.is_tls}
-    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+    sentinels = _Sentinels(  # type: ignore[no-untyped-call]
         address.hosts,
         sentinel_kwargs=common | address.sentinel_options | (tls if address.is_tls else {}),
         db=address.db,

@@ -90,12 +90,15 @@ class Generations:
         for name in names:
             pipeline.get(name)
         replies = await execute(pipeline)
-        for refusal in replies[: len(names)]:
-            if isinstance(refusal, Exception):
-                raise refusal
+        refusals = [reply for reply in replies[: len(names)] if isinstance(reply, Exception)]
+        if refusals:
+            if forgotten:  # a server out of memory still deletes, and no generation is as good as a new one
+                await redis.delete(*map(self.name, forgotten))
+            raise refusals[0]
         self.learn(zip(programs, strings(replies[len(names) :], len(names)), strict=True))
         self._forgotten -= forgotten
-        if any(program not in self._known for program in programs):
-            await redis.delete(*names)  # something else is kept there; the next write starts anew
+        strange = [name for program, name in zip(programs, names, strict=True) if program not in self._known]
+        if strange:
+            await redis.delete(*strange)  # something else is kept there; the next write starts anew
             raise BadReply("wrong_type")
         return True

@@ -23,6 +23,9 @@ TIMEOUT_S: Final = 1.0
 """Seconds an operation may take; nobody's call waits for it."""
 RETRY_S: Final = 2.0
 """Seconds after which a state that could not be written is tried again."""
+REWRITE_S: Final = 30.0
+"""Seconds after which a state that did not change is written again: the server may have come back empty since, or
+have evicted what nobody asked for."""
 READ_ATTEMPTS: Final = 20
 READ_PAUSE_S: Final = 0.5
 """Seconds between attempts to read. All of them last longer than a first policy that is refused waits (``RECALL_S``):
@@ -77,7 +80,7 @@ class ControlMemory:
 
 
 async def remember(plane: ControlPlane, addresses: AsyncIterator[str], application: str) -> None:
-    """Restore the plane's state once, then write it down whenever it changes, for as long as ``addresses`` lasts.
+    """Restore the plane's state once, then write it down, whenever it changes at once, while ``addresses`` lasts.
 
     Sets ``plane.recalled`` when all that is remembered has been told, or there is nothing to ask.
 
@@ -113,7 +116,9 @@ async def _write_through(plane: ControlPlane, url: str, application: str) -> Non
             if not await memory.save(plane.state()):
                 plane.changed.set()
                 await asyncio.sleep(RETRY_S)
-            await plane.changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REWRITE_S):
+                    await plane.changed.wait()
     finally:
         await memory.aclose()
 

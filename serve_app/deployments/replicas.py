@@ -182,7 +182,8 @@ class EmbeddedRedisDeployment:
         self._server.start()
 
     async def url(self) -> str:
-        """Where it is."""
+        """Where it is; one that has ended for good is started anew, at another address."""
+        self._server.start()
         return self._server.url
 
     def __del__(self) -> None:

@@ -90,8 +90,7 @@ class SharedFlights(Generic[T]):
                 break
             answer = read(seen.answer) if seen.answer is not None else None
             if answer is not None:
-                if seen.is_ours:
-                    self._spawn(self.release([lease]))
+                self._give_back(lease, seen)
                 return Turn(answer, has_waited=followed > 0)
             if seen.is_ours:
                 return Turn(lease=self._hold(lease), has_waited=followed > 0)
@@ -127,7 +126,12 @@ class SharedFlights(Generic[T]):
             loop.call_soon(lambda: self._spawn(self._send_claims()))
         future: asyncio.Future[Seen | None] = loop.create_future()
         self._claims.append((lease, future))
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:  # perhaps in the turn in which the reply came
+            if future.done() and not future.cancelled():
+                self._give_back(lease, future.result())
+            raise
 
     async def _send_claims(self) -> None:
         claims, self._claims = self._claims, []
@@ -139,8 +143,12 @@ class SharedFlights(Generic[T]):
             reply = replies.get(lease)
             if not future.done():
                 future.set_result(reply)
-            elif reply is not None and reply.is_ours:  # whoever wanted it has left meanwhile
-                self._spawn(self.release([lease]))
+            else:  # whoever wanted it has left meanwhile
+                self._give_back(lease, reply)
+
+    def _give_back(self, lease: Lease, seen: Seen | None) -> None:
+        if seen is not None and seen.is_ours:
+            self._spawn(self.release([lease]))
 
     def _hold(self, lease: Lease) -> Lease:
         self._held[lease] = None

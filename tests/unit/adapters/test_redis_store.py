@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 from redis.asyncio import Redis
 
+from serve_app.adapters import guarded_redis
 from serve_app.adapters.embedded_redis import EmbeddedRedis
 from serve_app.adapters.redis_store import RedisStore, StoredBytes, StoreKey
 from serve_app.core.store_health import FIRST_PAUSE_S, MAX_PAUSE_S
@@ -40,6 +41,10 @@ class Proxy:
         self.delay_s = 0.0
         self.connections = 0
         self.url = ""
+
+    def lead_to(self, url: str) -> None:
+        """Where connections go from now on; those that are open stay."""
+        self._path = url.removeprefix("unix://")
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -305,6 +310,36 @@ async def test_a_generation_of_another_type_is_replaced(store: RedisStore, clien
     assert store.stats().failures == {"wrong_type": 1}
 
 
+async def test_replacing_one_programs_generation_leaves_the_others_in_force(
+    store: RedisStore, server: EmbeddedRedis, client: Redis
+) -> None:
+    assert await put(store)
+    await client.rpush("switchyard:research", "not a generation")
+    late = RedisStore(server.url, timeout_s=1.0)
+    strange = StoredBytes(StoreKey("research", "k"), b"x", 60)
+    assert await late.put_many([strange, StoredBytes(StoreKey("triage", "k2"), b"y", 60)]) == 0
+    assert await store.get_many([AT]) == [b"answer"]
+    await late.aclose()
+
+
+async def test_a_program_is_forgotten_by_a_server_out_of_memory_too(
+    store: RedisStore, server: EmbeddedRedis, client: Redis
+) -> None:
+    assert await put(store)
+    before = await client.config_get("maxmemory*")
+    await client.config_set("maxmemory-policy", "noeviction")
+    await client.config_set("maxmemory", 1)
+    late = RedisStore(server.url, timeout_s=1.0)
+    try:
+        await store.delete_program("triage")
+        assert store.stats().failures == {"oom": 1}
+        assert await late.get_many([AT]) == [None]
+    finally:
+        await late.aclose()
+        await client.config_set("maxmemory", before["maxmemory"])
+        await client.config_set("maxmemory-policy", before["maxmemory-policy"])
+
+
 async def test_a_server_out_of_memory_refuses_writes_and_still_answers_reads(store: RedisStore, client: Redis) -> None:
     await put(store)
     before = await client.config_get("maxmemory*")
@@ -331,6 +366,22 @@ async def test_a_replica_refuses_writes_and_still_answers_reads(server: Embedded
             assert await store.get_many([AT]) == [b"answer"]
         assert store.stats().failures == {"read_only": 1}
         await store.aclose()
+
+
+async def test_writes_go_on_where_the_address_leads_once_its_first_server_is_a_replica(
+    patient: RedisStore, proxy: Proxy, client: Redis
+) -> None:
+    with EmbeddedRedis(max_memory="16mb") as promoted:
+        await client.replicaof("127.0.0.1", 1)
+        try:
+            assert not await put(patient)
+            assert await patient.get_many([AT]) == [b"answer"]
+            proxy.lead_to(promoted.url)
+            assert not await put(patient)
+            assert await put(patient)
+            assert patient.stats().failures == {"read_only": 2}
+        finally:
+            await client.replicaof("NO", "ONE")
 
 
 async def test_a_password_in_the_url_is_used_and_a_wrong_one_is_a_counted_miss() -> None:
@@ -438,6 +489,18 @@ async def test_a_store_that_stays_slow_is_not_taken_back(behind: RedisStore, pro
         assert await behind.get_many([AT]) == [None]
         assert await until(lambda before=before: failed_since(behind, before))
         assert not behind.stats().is_up
+
+
+async def test_an_operation_has_all_the_time_that_its_caller_waits(
+    proxy: Proxy, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guarded_redis, "LINGER_S", 0.1)
+    store = RedisStore(proxy.url, timeout_s=2.0, clock=clock)
+    proxy.delay_s = 0.2
+    assert await put(store)
+    assert await store.get_many([AT]) == [b"answer"]
+    assert store.stats().failures == {}
+    await store.aclose()
 
 
 async def failed_since(store: RedisStore, before: int) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from valkey_server import certificate, cluster_node, free_port, sentinel_of, tls_in_front_of, valkey
 
+from serve_app.adapters import guarded_redis
 from serve_app.adapters.redis_leases import Lease
 from serve_app.adapters.redis_store import RedisStore, StoredBytes, StoreKey
 from serve_app.core.store_health import MAX_PAUSE_S
@@ -90,6 +92,20 @@ async def test_sentinels_name_the_server_and_the_next_one_after_it(tmp_path: Pat
             async with Redis(port=second, password="open") as now:
                 assert await now.exists("switchyard:triage:k0")
             await store.aclose()
+
+
+async def test_a_sentinel_that_is_silent_keeps_nobody_from_the_next_one(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(guarded_redis, "LINGER_S", 0.3)
+    clock = Clock()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        valkey(tmp_path) as master,
+        sentinel_of(tmp_path, "answers", master) as sentinel,
+    ):
+        first = silent.getsockname()[1]
+        store = RedisStore(f"redis+sentinel://127.0.0.1:{first},127.0.0.1:{sentinel}/answers", clock=clock)
+        await comes_back(store, clock)
+        await store.aclose()
 
 
 async def test_tls_with_a_password_works_and_an_unknown_certificate_is_a_counted_miss(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from deployment_fakes import app_config
+from redis.asyncio import Redis
 
 from serve_app.adapters.embedded_redis import EmbeddedRedis
 from serve_app.adapters.telemetry import Telemetry
@@ -144,6 +145,16 @@ async def test_a_server_that_comes_back_is_told(url, tmp_path, monkeypatch) -> N
         await asyncio.sleep(0.1)
         door.symlink_to(url.removeprefix("unix://"))
         await until(lambda: _is_there(url, "late"))
+
+
+async def test_a_state_that_the_server_lost_is_written_again_though_nothing_changed(url, monkeypatch) -> None:
+    monkeypatch.setattr(control_memory, "REWRITE_S", 0.05)
+    plane = ControlPlane(app_config())
+    await plane.pin(Level.MINIMAL)
+    async with remembering(plane, url, "lost"), Redis.from_url(url) as client:
+        await until(lambda: _is_there(url, "lost"))
+        await client.delete("switchyard-control:lost")
+        await until(lambda: _is_there(url, "lost"))
 
 
 async def test_a_server_that_is_slow_to_come_loses_no_memory(url, tmp_path, monkeypatch) -> None:

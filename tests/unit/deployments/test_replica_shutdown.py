@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import gc
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from deployment_fakes import FakeHandle, app_config, settle
 from ray.exceptions import RayActorError
+from redis.asyncio import Redis
 
 from serve_app.config import CacheConfig
 from serve_app.deployments import replicas
@@ -75,6 +77,19 @@ async def test_the_embedded_server_ends_with_its_replica(monkeypatch) -> None:
     assert await made.url() == "unix:///a"
     made.__del__()
     assert server.stopped == 1
+
+
+async def test_an_embedded_server_that_has_ended_for_good_is_started_anew_for_who_asks_where_it_is(monkeypatch) -> None:
+    monkeypatch.setattr(replicas, "configure_logging", lambda _: None)
+    made = replicas.EmbeddedRedisDeployment()
+    first, watch = await made.url(), made._server._watch
+    assert await made.url() == first
+    watch.kill()
+    watch.wait()
+    async with Redis.from_url(await made.url()) as client:
+        assert await client.ping()
+    assert not Path(first.removeprefix("unix://")).parent.exists()
+    made.__del__()
 
 
 def test_a_server_that_does_not_start_fails_its_deployment_in_its_own_words(monkeypatch) -> None:

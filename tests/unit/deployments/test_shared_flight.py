@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
-from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_all
+from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_all, settle
 from redis.asyncio import Redis
 
 from serve_app.adapters.embedded_redis import EmbeddedRedis
+from serve_app.adapters.redis_leases import Lease, Seen
 from serve_app.adapters.redis_store import RedisStore, StoreKey
 from serve_app.core.permit import Refusal
 from serve_app.deployments.cache import Cache
+from serve_app.deployments.shared_flight import SharedFlights, Turn
 from serve_app.errors import DeadlineExceeded, Overloaded
 from serve_app.messages import CacheStatus, Freshness, Options, Outcome, Priority, Result
 
@@ -197,6 +199,42 @@ async def test_a_follower_keeps_its_own_deadline(replicas, model) -> None:
     model.gate.set()
     assert (await first)["c1"].error is None
     assert model.calls == 1
+
+
+class Leases:
+    """Grants every claim once ``gate`` is open, and knows what is out."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.out: list[Lease] = []
+
+    async def claim(self, wanted, _) -> list[Seen]:
+        await self.gate.wait()
+        self.out += wanted
+        return [Seen(is_ours=True, is_leased=True, answer=None) for _ in wanted]
+
+    async def release(self, held) -> None:
+        for lease in held:
+            self.out.remove(lease)
+
+    async def renew(self, held, _) -> None:
+        pass
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_whoever_leaves_while_the_reply_to_its_claim_arrives_leaves_no_lease_behind(turns: int) -> None:
+    leases, work = Leases(), []
+    flights = SharedFlights(lambda: leases, lambda coroutine: work.append(asyncio.create_task(coroutine)))
+    claiming = asyncio.create_task(flights.turn(StoreKey("ask", "key1"), lambda _: None, Priority.DEFAULT))
+    await settle()
+    leases.gate.set()
+    await settle(turns)
+    claiming.cancel()
+    (turn,) = await asyncio.gather(claiming, return_exceptions=True)
+    await settle()
+    assert leases.out == ([turn.lease] if isinstance(turn, Turn) else [])
+    for task in work:
+        task.cancel()
 
 
 async def test_a_leader_whose_callers_all_left_hands_over(replicas, model, client) -> None:
