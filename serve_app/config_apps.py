@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppConfig, Policy
+from serve_app.config import AppConfig
 from serve_app.config_check import Invalid, check_app, parse_section
 from serve_app.config_imports import Builder, find_builder, importing_from, is_app
 from serve_app.config_problem import Key, Problem, from_pydantic, unknown
 from serve_app.errors import ConfigError
+from serve_app.policy import Policy
 
 CONTROL_PLANE = "ControlPlane"
 """The deployment whose ``user_config`` is a ``Policy``."""

@@ -19,10 +19,11 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from serve_app.adapters.operator_key import read_operator_key
-from serve_app.config import AppConfig, LevelConfig, Policy, ProgramConfig, Section
+from serve_app.config import AppConfig, LevelConfig, ProgramConfig, Section
 from serve_app.config_lines import read_document
 from serve_app.config_problem import Key, Problem, from_pydantic, unknown
 from serve_app.errors import ConfigError
+from serve_app.policy import Policy
 
 S = TypeVar("S", bound=Section)
 

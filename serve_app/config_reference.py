@@ -13,15 +13,16 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from serve_app.config import PATTERN_WORDS, AppConfig, Policy
+from serve_app.config import PATTERN_WORDS, AppConfig
+from serve_app.policy import Policy
 
 HEAD: Final = """\
 # Configuration
 
-Made from the models in `serve_app/config.py` by `make docs`: change those, not this page. Durations are seconds, money
-is USD, shares and qualities are 0 to 1. Unknown keys are errors; `switchyard check` names them with file and line, and
-`switchyard schema` prints the same as JSON Schema for editors. The levels around `args` and `user_config` are Ray
-Serve's.
+Made from the models in `serve_app/config.py` and `serve_app/policy.py` by `make docs`: change those, not this page.
+Durations are seconds, money is USD, shares and qualities are 0 to 1. Unknown keys are errors; `switchyard check` names
+them with file and line, and `switchyard schema` prints the same as JSON Schema for editors. The levels around `args`
+and `user_config` are Ray Serve's.
 """
 
 PARTS: Final[Mapping[str, tuple[type[BaseModel], str]]] = {

@@ -7,8 +7,9 @@ from typing import Any, Final
 from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.config import AppConfig, Policy
+from serve_app.config import AppConfig
 from serve_app.config_apps import CONTROL_PLANE
+from serve_app.policy import Policy
 
 _REF: Final = "#/$defs/{model}"
 

@@ -20,7 +20,7 @@ from serve_app.config_check import Invalid, parse_section
 from serve_app.config_lines import read_document
 from serve_app.config_problem import unknown
 from serve_app.errors import ConfigError
-from serve_app.messages import MetricType
+from serve_app.reports import MetricType
 
 if TYPE_CHECKING:
     import dspy

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.rolling_window import Counts
+from serve_app.policy import BreakerPolicy
 
 
 def total(counts: Collection[Counts]) -> Counts:

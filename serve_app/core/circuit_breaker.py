@@ -28,13 +28,14 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.breaker_messages import BreakerSnapshot
 from serve_app.core.clock import Clock
 from serve_app.core.outcomes import MEANINGS, BreakerEffect, classify_latency
 from serve_app.core.permit import Permit, Refusal
 from serve_app.core.rolling_window import RollingWindow
-from serve_app.messages import BreakerState, ModelHealth, Outcome
+from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
+from serve_app.reports import ModelHealth
 
 JITTER: Final = 0.1
 """Most share by which a wait is shortened."""

@@ -29,7 +29,6 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Final
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.breaker_messages import (
     BreakerReply,
     BreakerReport,
@@ -46,7 +45,9 @@ from serve_app.core.lease_book import SILENCE_S, LeaseBook
 from serve_app.core.outcomes import MEANINGS, BreakerEffect
 from serve_app.core.permit import Permit
 from serve_app.core.rolling_window import Counts, RollingWindow
-from serve_app.messages import BreakerState, ModelHealth
+from serve_app.messages import BreakerState
+from serve_app.policy import BreakerPolicy
+from serve_app.reports import ModelHealth
 
 _RANK: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 

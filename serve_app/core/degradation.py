@@ -20,10 +20,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
-from serve_app.config import DegradationPolicy, Thresholds
 from serve_app.core.clock import Clock
 from serve_app.core.rolling_window import RollingMean
 from serve_app.messages import Level
+from serve_app.policy import DegradationPolicy, Thresholds
 
 _RECOVERING: Final = "recovering"
 _WAS_PINNED: Final = "was pinned"

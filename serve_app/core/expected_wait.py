@@ -20,7 +20,8 @@ from types import MappingProxyType
 from typing import Final
 
 from serve_app.core.permit import Refusal
-from serve_app.messages import ModelLoad, Priority
+from serve_app.messages import Priority
+from serve_app.reports import ModelLoad
 
 SHARES: Final[Mapping[Priority, float]] = MappingProxyType(
     {Priority.SHEDDABLE: 0.5, Priority.DEFAULT: 0.9, Priority.CRITICAL: 1.0}

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serve_app.config import LearningPolicy
+    from serve_app.policy import LearningPolicy
 
 
 @dataclass(frozen=True, slots=True)

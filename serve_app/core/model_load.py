@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from serve_app.core.slot_queue import SlotQueue
-from serve_app.messages import PRIORITIES, ModelLoad
+from serve_app.messages import PRIORITIES
+from serve_app.reports import ModelLoad
 
 
 def model_deployment_name(model: str) -> str:

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Final
 from serve_app.core.learned_quality import Evidence, learned_quality
 from serve_app.core.roster import SILENCE_S
 from serve_app.core.score_tally import MIN_WEIGHT
-from serve_app.messages import Level, MetricType, Origin, Quality, Report, ScoreSum
+from serve_app.messages import Level
+from serve_app.reports import MetricType, Origin, Quality, Report, ScoreSum
 
 if TYPE_CHECKING:
-    from serve_app.config import LearningPolicy
     from serve_app.core.clock import Clock
+    from serve_app.policy import LearningPolicy
 
 MAX_SOURCES: Final = 1024
 """Most replicas remembered; the one silent for longest goes first."""

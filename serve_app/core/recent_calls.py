@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from serve_app.messages import AnsweredCall, Claim
+from serve_app.reports import AnsweredCall, Claim
 
 MAX_CALLS: Final = 100_000
 """Most calls remembered, and most verdicts; about 55 MiB when all are."""

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from serve_app.config import RetryPolicy
 from serve_app.core.clock import Clock
 from serve_app.core.rolling_window import RollingSums
+from serve_app.policy import RetryPolicy
 
 WINDOW_S: Final = 10.0
 """Seconds after which a call no longer pays for a retry, and a retry no longer counts."""

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from serve_app.core.clock import Clock
-from serve_app.messages import Report
+from serve_app.reports import Report
 
 SILENCE_S = 5.0
 """Seconds without a report after which a replica is taken to be gone."""

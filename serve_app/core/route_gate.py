@@ -26,7 +26,6 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport, BreakerSnapshot, ProbeResult
 from serve_app.core.circuit_breaker import COOL_DOWN_S, CircuitBreaker
 from serve_app.core.clock import Clock
@@ -35,6 +34,7 @@ from serve_app.core.outcomes import MEANINGS, BreakerEffect, classify_latency
 from serve_app.core.permit import Permit, Refusal
 from serve_app.core.report_outbox import ReportOutbox
 from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
 
 ALONE_S: Final = 3.0
 """Seconds of silence after which a router no longer counts on the control plane; a lost exchange takes less."""

@@ -25,10 +25,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from serve_app.config import ComplexityThresholds, LevelConfig, ModelConfig, Price, RoutingPolicy
+from serve_app.config import LevelConfig, ModelConfig, Price
 from serve_app.core.complexity import estimate_tokens, resolve
 from serve_app.core.recent_usage import Expectation
 from serve_app.messages import Complexity, Options, Route
+from serve_app.policy import ComplexityThresholds, RoutingPolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from serve_app.messages import MetricType, Origin, ScoreSum
+from serve_app.reports import MetricType, Origin, ScoreSum
 
 if TYPE_CHECKING:
     from serve_app.core.clock import Clock

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from serve_app.config import DegradationPolicy
 from serve_app.core.clock import Clock
 from serve_app.core.degradation import Decision, DegradationController, Readings
 from serve_app.core.rolling_window import RollingQuantile, RollingSums
-from serve_app.messages import Level, Report
+from serve_app.messages import Level
+from serve_app.policy import DegradationPolicy
+from serve_app.reports import Report
 
 WARM_UP_S = 30.0
 """Seconds after its start in which CPU does not count: starting a cluster takes all there is."""

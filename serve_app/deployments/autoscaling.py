@@ -11,7 +11,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from serve_app.config import Replicas
 from serve_app.core.scaling import Readings, replicas_wanted
 from serve_app.core.slot_queue import SlotQueue
-from serve_app.messages import ModelLoad
+from serve_app.reports import ModelLoad
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext

@@ -31,7 +31,8 @@ from serve_app.deployments.lane import Lane
 from serve_app.deployments.single_flight import SingleFlight
 from serve_app.deployments.stage import Chunks, Stage
 from serve_app.errors import DeadlineExceeded, Overloaded
-from serve_app.messages import CacheStatus, Call, Priority, Result, Snapshot, Usage
+from serve_app.messages import CacheStatus, Call, Priority, Result, Usage
+from serve_app.reports import Snapshot
 
 log = logging.getLogger("switchyard.cache")
 

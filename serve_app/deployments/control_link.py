@@ -19,12 +19,13 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from serve_app.adapters.system_stats import node_cpu, node_memory, process_cpu, process_memory_mb
-from serve_app.config import Policy
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport
 from serve_app.core.clock import Clock
 from serve_app.core.score_tally import ScoreTally
 from serve_app.errors import SwitchyardError
-from serve_app.messages import AnsweredCall, Attempt, BreakerState, Outcome, OutcomeCount, Report, Snapshot
+from serve_app.messages import Attempt, BreakerState, Outcome
+from serve_app.policy import Policy
+from serve_app.reports import AnsweredCall, OutcomeCount, Report, Snapshot
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.adapters.telemetry import Family, Labels, MetricsPage, gauge
-from serve_app.config import AppConfig, Policy
+from serve_app.config import AppConfig
 from serve_app.config_check import load_policy
 from serve_app.core.clock import Clock
 from serve_app.core.degradation import Decision
@@ -28,7 +28,9 @@ from serve_app.deployments.control_state import ControlState
 from serve_app.deployments.model_board import ModelBoard
 from serve_app.deployments.quality_status import quality_gauges, quality_status
 from serve_app.errors import ConfigError, ControlPlaneUnreachable, InvalidInputs
-from serve_app.messages import BreakerState, Claim, Level, ModelLoad, Orders, Report, Snapshot
+from serve_app.messages import BreakerState, Level
+from serve_app.policy import Policy
+from serve_app.reports import Claim, ModelLoad, Orders, Report, Snapshot
 
 log = logging.getLogger("switchyard.control_plane")
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final
 from pydantic import TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from serve_app.adapters.telemetry import Family
-from serve_app.config import Policy
-from serve_app.messages import Level, Orders
+from serve_app.messages import Level
+from serve_app.policy import Policy
+from serve_app.reports import Orders
 
 
 def _none_unless_valid(value: object, validate: ValidatorFunctionWrapHandler) -> object:

@@ -19,7 +19,8 @@ from serve_app.adapters.telemetry import Telemetry
 from serve_app.deployments.control_link import EXCHANGE_INTERVAL_S, ControlLink
 from serve_app.deployments.scoring import Scores, ids, records_of
 from serve_app.errors import AlreadyScored, ControlPlaneUnreachable, UnknownRequest
-from serve_app.messages import AnsweredCall, Claim, Level, MetricType, Origin, Result
+from serve_app.messages import Level, Result
+from serve_app.reports import AnsweredCall, Claim, MetricType, Origin
 
 SECOND_LOOK_S: Final = 2 * EXCHANGE_INTERVAL_S
 """Seconds after which an unknown call is looked for again: it may have been answered a moment ago."""

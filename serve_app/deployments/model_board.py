@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport
 from serve_app.core.clock import Clock
 from serve_app.core.cluster_breaker import ClusterBreaker
 from serve_app.core.outcomes import MEANINGS, BreakerEffect
 from serve_app.core.rolling_window import RollingWindow
 from serve_app.errors import InvalidInputs
-from serve_app.messages import BreakerState, ModelHealth, Outcome, OutcomeCount, Report
+from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
+from serve_app.reports import ModelHealth, OutcomeCount, Report
 
 log = logging.getLogger("switchyard.control_plane")
 

@@ -24,7 +24,8 @@ from serve_app.deployments.slots import Slots
 from serve_app.deployments.stage import Chunks
 from serve_app.deployments.turnstile import BUSY, Turnstile
 from serve_app.errors import Overloaded, SwitchyardError, UpstreamError
-from serve_app.messages import Attempt, BreakerState, Call, ModelHealth, ModelLoad, Outcome, Result
+from serve_app.messages import Attempt, BreakerState, Call, Outcome, Result
+from serve_app.reports import ModelHealth, ModelLoad
 
 
 class ModelReplica:

@@ -20,7 +20,8 @@ from serve_app.core.early_refresh import Draw, refreshes_early
 from serve_app.core.forgotten import Forgotten
 from serve_app.core.stored_answers import Stored, choose, keys_to_read
 from serve_app.errors import Overloaded, SwitchyardError
-from serve_app.messages import CacheStatus, Call, Freshness, Priority, Result, Snapshot
+from serve_app.messages import CacheStatus, Call, Freshness, Priority, Result
+from serve_app.reports import Snapshot
 
 log = logging.getLogger("switchyard.near_cache")
 

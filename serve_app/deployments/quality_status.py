@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from serve_app.adapters.telemetry import Family, Labels, MetricsPage, gauge
-from serve_app.config import RoutingPolicy
 from serve_app.core.quality_board import QualityBoard
 from serve_app.messages import Level
+from serve_app.policy import RoutingPolicy
 
 
 def quality_status(board: QualityBoard, page: MetricsPage, policy: RoutingPolicy) -> dict[str, Any]:

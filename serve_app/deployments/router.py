@@ -32,7 +32,8 @@ from serve_app.deployments.journey import COOLING, Journey, why_unanswered
 from serve_app.deployments.lane import Lane
 from serve_app.deployments.stage import Chunks, Stage
 from serve_app.errors import Overloaded, RateLimited, SwitchyardError, UpstreamError
-from serve_app.messages import Attempt, Call, Outcome, Result, Route, Snapshot, Usage
+from serve_app.messages import Attempt, Call, Outcome, Result, Route, Usage
+from serve_app.reports import Snapshot
 
 log = logging.getLogger("switchyard.router")
 

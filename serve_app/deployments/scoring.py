@@ -23,7 +23,8 @@ from serve_app.adapters.reward_function import ABSTAINED, RewardFailed, RewardFu
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.core.clock import Clock
 from serve_app.deployments.control_link import ControlLink
-from serve_app.messages import Call, MetricType, Origin
+from serve_app.messages import Call
+from serve_app.reports import MetricType, Origin
 
 log = logging.getLogger("switchyard.scoring")
 

@@ -15,12 +15,12 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from serve_app.adapters.telemetry import MetricsPage, Telemetry, gauge
-from serve_app.config import Policy
 from serve_app.core.operator_access import OperatorAccess
 from serve_app.deployments.console import add_console
 from serve_app.deployments.http_api import _add_errors
 from serve_app.deployments.operator_api import add_operator_api, caller_of
 from serve_app.messages import Attempt, Level, Outcome, Usage
+from serve_app.policy import Policy
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><b>bold</b>"
 

@@ -8,15 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from serve_app.config import (
-    BreakerPolicy,
     CacheConfig,
-    ComplexityThresholds,
-    DegradationPolicy,
     LevelConfig,
     Levels,
     LimitsConfig,
     ModelConfig,
-    Policy,
     Price,
     ProgramCache,
     ProgramConfig,
@@ -25,6 +21,7 @@ from serve_app.config import (
     Section,
 )
 from serve_app.messages import Level
+from serve_app.policy import BreakerPolicy, ComplexityThresholds, DegradationPolicy, Policy
 
 LEVELS = {"full": {"models": ["a"]}}
 

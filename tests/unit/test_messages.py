@@ -7,7 +7,6 @@ import pickle
 import pytest
 
 from serve_app import messages
-from serve_app.config import Policy
 from serve_app.messages import (
     Attempt,
     BreakerState,
@@ -15,16 +14,14 @@ from serve_app.messages import (
     Call,
     Freshness,
     Level,
-    ModelHealth,
     Options,
     Outcome,
-    OutcomeCount,
-    Report,
     Result,
     Route,
-    Snapshot,
     Usage,
 )
+from serve_app.policy import Policy
+from serve_app.reports import ModelHealth, OutcomeCount, Report, Snapshot
 
 ATTEMPT = Attempt("large", Outcome.TIMEOUT, 1.5, Usage(3, 4), 0.5)
 SAMPLES = [

@@ -21,7 +21,8 @@ from serve_app.adapters.redis_store import RedisStats
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig
 from serve_app.deployments.control_plane import ControlPlane
-from serve_app.messages import Attempt, Level, MetricType, Origin, Outcome, Report, ScoreSum, Usage
+from serve_app.messages import Attempt, Level, Outcome, Usage
+from serve_app.reports import MetricType, Origin, Report, ScoreSum
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "cluster" / "monitoring"

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.breaker_messages import BreakerReply
 from serve_app.core.clock import ManualClock
 from serve_app.core.cluster_breaker import ClusterBreaker
@@ -19,6 +18,7 @@ from serve_app.core.lease_book import SILENCE_S
 from serve_app.core.permit import Refusal
 from serve_app.core.route_gate import RouteGate, RoutePermit
 from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
 
 INTERVAL_S = 0.25
 TIMEOUT_S = 2.0

@@ -9,8 +9,8 @@ from breaker_cluster import DOWN, OK, Answer, Cluster, Network, down_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.config import BreakerPolicy
 from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
 
 POLICY = BreakerPolicy()
 QUICK = BreakerPolicy(open_s=5, max_open_s=20, probe_lease_s=10)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.circuit_breaker import COOL_DOWN_S, CircuitBreaker
 from serve_app.core.clock import ManualClock
 from serve_app.core.permit import Permit, Refusal
-from serve_app.messages import BreakerState, ModelHealth, Outcome
+from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
+from serve_app.reports import ModelHealth
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from random import Random
 
 import pytest
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.circuit_breaker import BreakerSnapshot, CircuitBreaker
 from serve_app.core.clock import ManualClock
 from serve_app.core.permit import Permit, Refusal
 from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
 
 
 class NoJitter(Random):

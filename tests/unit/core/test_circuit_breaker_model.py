@@ -9,11 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.circuit_breaker import CircuitBreaker
 from serve_app.core.clock import ManualClock
 from serve_app.core.permit import Permit, Refusal
 from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
 
 FAILURES = (Outcome.SERVER_ERROR, Outcome.TIMEOUT, Outcome.UNREACHABLE, Outcome.MALFORMED)
 SLOW_CALL_S = 2.0

@@ -4,11 +4,11 @@ from random import Random
 
 import pytest
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.circuit_breaker import JITTER, BreakerSnapshot, CircuitBreaker
 from serve_app.core.clock import ManualClock
 from serve_app.core.permit import Permit, Refusal
 from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
 
 POLICY = BreakerPolicy(window_s=10, minimum_calls=5, open_s=30, max_open_s=100, probe_lease_s=60)
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.breaker_messages import (
     BreakerReport,
     BreakerSnapshot,
@@ -23,6 +22,7 @@ from serve_app.core.cluster_breaker import ClusterBreaker
 from serve_app.core.lease_book import HOLD_S, SILENCE_S, USE_WITHIN_S
 from serve_app.core.rolling_window import Counts
 from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
 
 POLICY = BreakerPolicy(window_s=30, minimum_calls=5, open_s=10, max_open_s=40, probe_lease_s=20)
 WAIT_S = 9.5

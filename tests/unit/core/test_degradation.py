@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.config import DegradationPolicy, Thresholds
 from serve_app.core.clock import ManualClock
 from serve_app.core.degradation import Decision, DegradationController, Readings
 from serve_app.messages import Level
+from serve_app.policy import DegradationPolicy, Thresholds
 
 CALM = Readings(memory=0.1, cpu=0.1, error_rate=0.0, p95_latency_s=0.1, queue_wait_s=0.0)
 

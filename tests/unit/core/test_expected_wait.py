@@ -13,7 +13,8 @@ from serve_app.core.expected_wait import (
     room_for,
     too_late,
 )
-from serve_app.messages import PRIORITIES, ModelLoad, Priority
+from serve_app.messages import PRIORITIES, Priority
+from serve_app.reports import ModelLoad
 
 BUSY = ModelLoad(slots=4, running=4, waiting=(2, 6, 12), service_s=2)
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.config import LearningPolicy
 from serve_app.core.learned_quality import Evidence, learned_quality
+from serve_app.policy import LearningPolicy
 
 POLICY = LearningPolicy(min_samples=20, prior_weight=20, max_change=0.5)
 ratios = st.floats(0, 1)

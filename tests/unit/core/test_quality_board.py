@@ -2,11 +2,12 @@
 
 import pytest
 
-from serve_app.config import LearningPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.quality_board import MAX_SOURCES, REFRESH_S, QualityBoard
 from serve_app.core.roster import SILENCE_S
-from serve_app.messages import Level, MetricType, Origin, Report, ScoreSum
+from serve_app.messages import Level
+from serve_app.policy import LearningPolicy
+from serve_app.reports import MetricType, Origin, Report, ScoreSum
 
 POLICY = LearningPolicy(min_samples=0, prior_weight=10, max_change=1, half_life_s=100)
 

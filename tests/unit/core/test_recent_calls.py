@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.core.recent_calls import RecentCalls
-from serve_app.messages import AnsweredCall, Claim, Level, Origin
+from serve_app.messages import Level
+from serve_app.reports import AnsweredCall, Claim, Origin
 
 ORIGIN = Origin("triage", "v1", "small", Level.FULL)
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.config import RetryPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.retry_budget import WINDOW_S, RetryBudget
+from serve_app.policy import RetryPolicy
 
 
 def withdrawn(budget: RetryBudget, tries: int) -> int:

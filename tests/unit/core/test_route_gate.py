@@ -6,12 +6,12 @@ from random import Random
 
 import pytest
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.breaker_messages import BreakerReply, BreakerSnapshot, LeaseClaim, ProbeLease, ProbeResult
 from serve_app.core.clock import ManualClock
 from serve_app.core.permit import Permit, Refusal
 from serve_app.core.route_gate import ALONE_S, LEASE_WAIT_S, WANT_S, RouteGate, RoutePermit
 from serve_app.messages import BreakerState, Outcome
+from serve_app.policy import BreakerPolicy
 
 POLICY = BreakerPolicy(window_s=10, minimum_calls=5, open_s=10, max_open_s=40, probe_lease_s=20, slow_call_s=2)
 CLOSED = BreakerSnapshot(BreakerState.CLOSED, 0)

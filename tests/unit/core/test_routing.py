@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.config import LevelConfig, ModelConfig, Price, RoutingPolicy
+from serve_app.config import LevelConfig, ModelConfig, Price
 from serve_app.core.recent_usage import Expectation
 from serve_app.core.routing import Demand, ModelFacts, estimate_cost_usd, select
 from serve_app.messages import Complexity, Options
+from serve_app.policy import RoutingPolicy
 
 # USD for 1,000 input and 100 output tokens: large 0.00350, medium 0.00035, small 0.00007.
 FACTS = {

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from serve_app.core.clock import ManualClock
 from serve_app.core.score_tally import MAX_SUMS, ScoreTally
-from serve_app.messages import Level, MetricType, Origin, ScoreSum
+from serve_app.messages import Level
+from serve_app.reports import MetricType, Origin, ScoreSum
 
 HERE = Origin("triage", "v1", "small", Level.FULL)
 

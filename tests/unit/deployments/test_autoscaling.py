@@ -21,7 +21,8 @@ from serve_app.deployments.autoscaling import (
     scaling_options,
     stats_of,
 )
-from serve_app.messages import ModelLoad, Priority
+from serve_app.messages import Priority
+from serve_app.reports import ModelLoad
 
 
 def context(mean, newest=None, current: int = 2, least: int = 1) -> SimpleNamespace:

@@ -13,7 +13,8 @@ from serve_app.adapters.redis_store import RedisStore
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.ingress import Ingress
-from serve_app.messages import CacheStatus, Orders
+from serve_app.messages import CacheStatus
+from serve_app.reports import Orders
 
 INPUTS = {"question": "What is the capital of France?"}
 

@@ -6,11 +6,12 @@ import pytest
 from ray.exceptions import RayActorError
 
 from serve_app.adapters.telemetry import Telemetry
-from serve_app.config import Policy
 from serve_app.core.breaker_messages import BreakerReply, BreakerSnapshot
 from serve_app.deployments import control_link
 from serve_app.deployments.control_link import ControlLink
-from serve_app.messages import AnsweredCall, Attempt, BreakerState, Level, Origin, Outcome, Snapshot
+from serve_app.messages import Attempt, BreakerState, Level, Outcome
+from serve_app.policy import Policy
+from serve_app.reports import AnsweredCall, Origin, Snapshot
 
 
 class Goodbyes:

@@ -18,7 +18,8 @@ from serve_app.deployments import control_memory
 from serve_app.deployments.control_memory import ControlMemory, remember
 from serve_app.deployments.control_plane import ControlPlane
 from serve_app.deployments.replicas import redis_addresses
-from serve_app.messages import Level, Report
+from serve_app.messages import Level
+from serve_app.reports import Report
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import pytest
 from deployment_fakes import app_config
 
 from serve_app.adapters.telemetry import Telemetry
-from serve_app.config import BreakerPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.route_gate import RouteGate
 from serve_app.core.service_level import MIN_CALLS
 from serve_app.deployments.control_plane import GATHER_S, REMEMBER_S, SILENCE_S, ControlPlane
 from serve_app.errors import ConfigError, ControlPlaneUnreachable
-from serve_app.messages import Level, MetricType, ModelLoad, Origin, Outcome, OutcomeCount, Report, ScoreSum
+from serve_app.messages import Level, Outcome
+from serve_app.policy import BreakerPolicy
+from serve_app.reports import MetricType, ModelLoad, Origin, OutcomeCount, Report, ScoreSum
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ import json
 import pytest
 from deployment_fakes import app_config
 
-from serve_app.config import BreakerPolicy
 from serve_app.core.clock import ManualClock
 from serve_app.core.permit import Refusal
 from serve_app.core.route_gate import RouteGate, RoutePermit
 from serve_app.deployments.control_plane import ControlPlane
 from serve_app.errors import InvalidInputs
-from serve_app.messages import Level, Orders, Report
+from serve_app.messages import Level
+from serve_app.policy import BreakerPolicy
+from serve_app.reports import Orders, Report
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from serve_app.deployments.control_memory import ControlMemory
 from serve_app.deployments.control_plane import ControlPlane
 from serve_app.deployments.replicas import ControlPlaneDeployment
 from serve_app.errors import ConfigError
-from serve_app.messages import Level, Report
+from serve_app.messages import Level
+from serve_app.reports import Report
 
 GOOD = {"routing": {"strategy": "quality"}, "degradation": {"pin": "degraded"}}
 BETTER = {"routing": {"strategy": "latency"}}

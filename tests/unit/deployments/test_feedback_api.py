@@ -15,7 +15,8 @@ from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.control_plane import ControlPlane
 from serve_app.deployments.http_api import build_api
 from serve_app.deployments.ingress import Ingress
-from serve_app.messages import MetricType, Outcome
+from serve_app.messages import Outcome
+from serve_app.reports import MetricType
 
 ASK = "/v1/programs/ask"
 

@@ -12,7 +12,8 @@ from serve_app.adapters.dspy_program import Answer
 from serve_app.core.clock import ManualClock
 from serve_app.deployments.model_replica import ModelReplica
 from serve_app.errors import BadOutput, ClientClosed, Overloaded, UpstreamError
-from serve_app.messages import BreakerState, ModelHealth, Options, Outcome, Priority
+from serve_app.messages import BreakerState, Options, Outcome, Priority
+from serve_app.reports import ModelHealth
 
 
 class FakePool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_all, settle
 
-from serve_app.config import BreakerPolicy, LevelConfig, Levels, Policy, Replicas, RetryPolicy
+from serve_app.config import LevelConfig, Levels, Replicas
 from serve_app.core.clock import ManualClock
 from serve_app.core.deadline import passed_on_s
 from serve_app.core.offered_calls import LEAST_S
@@ -25,20 +25,9 @@ from serve_app.errors import (
     UpstreamError,
     UpstreamRefused,
 )
-from serve_app.messages import (
-    Attempt,
-    Complexity,
-    Level,
-    ModelLoad,
-    Options,
-    Outcome,
-    Priority,
-    Result,
-    Snapshot,
-    Step,
-    StepKind,
-    Usage,
-)
+from serve_app.messages import Attempt, Complexity, Level, Options, Outcome, Priority, Result, Step, StepKind, Usage
+from serve_app.policy import BreakerPolicy, Policy, RetryPolicy
+from serve_app.reports import ModelLoad, Snapshot
 
 HARD = Options(complexity=Complexity.HIGH)
 NO_BUDGET = Policy(retry=RetryPolicy(budget_ratio=0, budget_floor_per_s=0))

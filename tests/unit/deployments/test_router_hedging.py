@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from deployment_fakes import FakeStage, app_config, call, failed, link, ok, run_all
 
-from serve_app.config import Policy, RetryPolicy
 from serve_app.deployments.router import Router
-from serve_app.messages import Complexity, ModelLoad, Options, Outcome, Result, Snapshot
+from serve_app.messages import Complexity, Options, Outcome, Result
+from serve_app.policy import Policy, RetryPolicy
+from serve_app.reports import ModelLoad, Snapshot
 
 HARD = Options(complexity=Complexity.HIGH)
 

@@ -14,7 +14,8 @@ from serve_app.core.clock import ManualClock
 from serve_app.deployments.model_replica import ModelReplica
 from serve_app.deployments.scoring import LOG_EVERY_S, Scoring
 from serve_app.errors import BadOutput
-from serve_app.messages import Level, MetricType, Options
+from serve_app.messages import Level, Options
+from serve_app.reports import MetricType
 
 REWARD = "reward_for_tests:echoed"
 
