@@ -3,8 +3,10 @@
     python -m benchmarks.latency
 
 Rounds alternate, one server after the other, each alone on the machine as a person would run it. In-process is a bare
-``dspy.Predict.acall`` over Switchyard's pooled engine on uvloop, one call after the other; over HTTP it is one caller
-of the load generator, whose own time is part of the figure. The peers have DSPy's own engine.
+``dspy.Predict.acall`` on uvloop, one call after the other, over the engine that the server has: Switchyard's pooled
+one, or DSPy's own for the peers. With pauses it is the same a few milliseconds after the call before, as in a server:
+the process has slept, and its core has done other things. Over HTTP it is one caller of the load generator, whose own
+time is part of the figure.
 """
 
 from __future__ import annotations
@@ -23,24 +25,25 @@ import dspy
 import uvloop
 
 from benchmarks.application import PATHS, PROGRAM, application, upstream, url
-from benchmarks.engine_cpu import answer_of, process
+from benchmarks.engine_cpu import answer_of, language_model, process
 from benchmarks.load import OK, Body, Load, measure, median
 from benchmarks.peer_list import PEERS
 from benchmarks.serving import serving, simulator
 from serve_app.adapters.call_scope import call_scope
-from serve_app.adapters.dspy_engine import LMPool
-from serve_app.config import ModelConfig
 
 TARGET_MS = 3.0
+PAUSE_S = 0.005
 
 
-async def ask(lm: dspy.LM, seconds: float) -> float:
+async def ask(lm: dspy.LM, seconds: float, pause_s: float) -> float:
     """Median seconds of a call."""
     program, prefix = dspy.Predict(PROGRAM), f"{random.getrandbits(48):x}"
     latencies = []
     end = time.perf_counter() + seconds
     with dspy.context(lm=lm, adapter=dspy.ChatAdapter(), trace=[], disable_history=True, max_history_size=0):
         for number in itertools.count():
+            if pause_s:
+                await asyncio.sleep(pause_s)
             began = time.perf_counter()
             if began > end:
                 return statistics.median(latencies)
@@ -50,13 +53,13 @@ async def ask(lm: dspy.LM, seconds: float) -> float:
     raise AssertionError("count() does not end")
 
 
-def in_process(pipe: Connection, provider: str) -> None:
-    """A round for each number of seconds received."""
+def in_process(pipe: Connection, engine: str, provider: str) -> None:
+    """A round for each pair of seconds received: how long it takes, and how long a pause is."""
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    lm = LMPool().lm(ModelConfig(name="small", lm="openai/small", api_base=f"{provider}/v1"))
+    lm = language_model(engine, f"{provider}/v1")
     while True:
-        pipe.send(loop.run_until_complete(ask(lm, pipe.recv())))
+        pipe.send(loop.run_until_complete(ask(lm, *pipe.recv())))
 
 
 def over_http(at: str, body: Body | None, seconds: float) -> float:
@@ -70,28 +73,35 @@ def over_http(at: str, body: Body | None, seconds: float) -> float:
 
 def latency(seconds: float, rounds: int, peers: Sequence[str]) -> None:
     print(f"\nOne caller, upstream 0 ms, p50: median of {rounds} rounds of {seconds:g} s (min-max).\n")
-    print(f"| served by | in-process, ms | over HTTP, ms | added, ms (target: {TARGET_MS:g}) |\n|---|---|---|---|")
-    with simulator(upstream()) as provider, process(in_process, provider) as pipe:
-        for title, started, path, body in servers(provider, peers):
-            with started as base:
-                pairs = [pair(pipe, base + path, body, seconds) for _ in range(rounds + 1)][1:]  # the first warms up
-            added = [served - alone for alone, served in pairs]
-            cells = (_ms(figures) for figures in (*zip(*pairs, strict=True), added))
-            print(f"| {title} | {' | '.join(cells)} |", flush=True)
+    print("| served by | engine | in-process, ms | with pauses, ms | over HTTP, ms ", end="")
+    print(f"| added, ms (target: {TARGET_MS:g}) | to that with pauses, ms |\n|---|---|---|---|---|---|---|")
+    with simulator(upstream()) as provider:
+        for title, engine, started, path, body in servers(provider, peers):
+            with process(in_process, engine, provider) as pipe, started as base:
+                found = [figures(pipe, base + path, body, seconds) for _ in range(rounds + 1)][1:]  # the first warms up
+            added = [(served - alone, served - rested) for alone, rested, served in found]
+            cells = (_ms(each) for each in (*zip(*found, strict=True), *zip(*added, strict=True)))
+            print(f"| {title} | {engine} | {' | '.join(cells)} |", flush=True)
 
 
-def servers(provider: str, peers: Sequence[str]) -> Iterator[tuple[str, AbstractContextManager[str], str, Body | None]]:
-    """Title, the server, the path that is called and the body of a call."""
+def servers(
+    provider: str, peers: Sequence[str]
+) -> Iterator[tuple[str, str, AbstractContextManager[str], str, Body | None]]:
+    """Title, engine, the server, the path that is called and the body of a call."""
     for graph in PATHS:
-        yield f"Switchyard, {graph}", serving({"applications": [application(graph, provider)]}), url("", graph), None
+        served = serving({"applications": [application(graph, provider)]})
+        yield f"Switchyard, {graph}", "pooled", served, url("", graph), None
     for peer in map(PEERS.__getitem__, peers):
-        yield peer.title, peer.running(f"{provider}/v1"), peer.path, peer.body
+        yield peer.title, "built-in", peer.running(f"{provider}/v1"), peer.path, peer.body
 
 
-def pair(pipe: Connection, at: str, body: Body | None, seconds: float) -> tuple[float, float]:
-    """A round in-process and one over HTTP: median seconds of a call."""
-    pipe.send(seconds)
-    return answer_of(pipe), over_http(at, body, seconds)
+def figures(pipe: Connection, at: str, body: Body | None, seconds: float) -> tuple[float, float, float]:
+    """A round of each: median seconds of a call in-process, with pauses and over HTTP."""
+    alone = []
+    for pause_s in (0.0, PAUSE_S):
+        pipe.send((seconds, pause_s))
+        alone.append(answer_of(pipe))
+    return alone[0], alone[1], over_http(at, body, seconds)
 
 
 def _ms(seconds: Sequence[float]) -> str:

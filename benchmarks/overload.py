@@ -131,7 +131,7 @@ def step(graph: str, phase_s: float) -> None:
         falling = ending()
     print(f"\nArrivals from 0.5x to 2.5x of one replica's {capacity:.0f} calls/s, at most {MOST_REPLICAS} replicas:")
     print(f"a second one reported {more_s} after the generator started; {most} in the end.")
-    print(f"One killed under that load: {outcome(under_load)}.")
+    print(f"One killed under that load, after {phase_s:.0f} s: {outcome(under_load)}; expired {when(under_load, 504)}.")
     print(f"Back to 0.5x: the first replica went after {fewer_s}; meanwhile {outcome(falling)}.", flush=True)
 
 
@@ -154,6 +154,13 @@ def outcome(samples: Sequence[Sample]) -> str:
     words = {200: "answered", 429: "refused", 504: "expired"}
     counts = Counter(words.get(sample.status, f"lost ({sample.status})") for sample in samples)
     return f"of {len(samples)} calls " + ", ".join(f"{number} {word}" for word, number in counts.most_common())
+
+
+def when(samples: Sequence[Sample], status: int, bin_s: int = 5) -> str:
+    """When calls that ended so were begun: how many in which seconds of the phase."""
+    zero = min(sample.at_s for sample in samples)
+    bins = Counter(int((sample.at_s - zero) // bin_s) * bin_s for sample in samples if sample.status == status)
+    return ", ".join(f"{number} of {at}-{at + bin_s} s" for at, number in sorted(bins.items())) or "none"
 
 
 def count(samples: Sequence[Sample], status: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 from serve_app.adapters.lm_step import load_response
@@ -79,9 +79,14 @@ class CallJournal:
 
     def blame(self, text: str | None, values: Iterable[str] = ()) -> None:
         """Forget the latest response, each with this ``text``, and of each value the newest that has it."""
+        said = cache(_text)  # each reply is read once, however many values there are
+
+        def has(value: str, reply: str) -> bool:
+            return value in (said(reply) or "")
+
         with self._lock:
             self._journal.blame(
-                lambda reply: text is not None and _text(reply) == text, [partial(_says, value) for value in values]
+                lambda reply: text is not None and said(reply) == text, [partial(has, value) for value in values]
             )
 
     def finished(self) -> tuple[Step, ...]:
@@ -109,10 +114,6 @@ class CallJournal:
             return before
         self._journal.record(before, reply)
         return ask
-
-
-def _says(value: str, reply: str) -> bool:
-    return value in (_text(reply) or "")
 
 
 def _text(reply: str) -> str | None:

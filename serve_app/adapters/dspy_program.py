@@ -341,7 +341,7 @@ def _python_values(model: type[BaseModel], inputs: dict[str, Any]) -> dict[str, 
     """JSON-form ``inputs`` as the Python values the program takes; inputs it does not know are left out."""
     try:
         known = {name: value for name, value in inputs.items() if name in model.model_fields}
-        typed = model.model_validate(known, by_name=True)  # the fields' own names, whatever aliases callers use
+        typed = model.model_validate(known, by_alias=False, by_name=True)  # as ``RequestReader.inputs`` writes them
     except ValidationError as error:
         raise InvalidInputs(describe_errors(error.errors())) from None
     return {name: typed.__dict__[name] for name in model.model_fields}

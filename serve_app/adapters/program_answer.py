@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import dspy
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,9 @@ from pydantic_core import PydanticSerializationError
 
 from serve_app.adapters.program_schema import describe_errors, json_problem
 from serve_app.errors import BadOutput
+
+MAX_MISFITS: Final = 20
+"""Most values that did not fit and are looked for in what models said."""
 
 
 class NoOutputs(Exception):
@@ -78,7 +81,8 @@ def misfits(error: BadOutput) -> list[str]:
     """The values that did not fit, as a model may have written them; not told to anybody."""
     behind = error.__context__
     found = [item["input"] for item in behind.errors()] if isinstance(behind, ValidationError) else []
-    return [str(value) for value in found if isinstance(value, (str, int, float)) and value != ""]
+    values = dict.fromkeys(str(value) for value in found if isinstance(value, (str, int, float)) and value != "")
+    return list(values)[:MAX_MISFITS]
 
 
 def ratio(value: object) -> float | None:

@@ -29,6 +29,7 @@ import dspy
 from pydantic import BaseModel, Field
 
 from serve_app.adapters.program_schema import FieldDefinition, definition, optional
+from serve_app.adapters.wire_types import is_typed_dict
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _returned(entry: Callable[..., Any]) -> dict[str, FieldDefinition]:
         inherited = typing.get_type_hints(dspy.Prediction)
         hints = typing.get_type_hints(returned, include_extras=True)
         return {name: (hint, Field()) for name, hint in hints.items() if name not in inherited}
-    if typing.is_typeddict(returned) or dataclasses.is_dataclass(returned) or hasattr(returned, "_fields"):
+    if is_typed_dict(returned) or dataclasses.is_dataclass(returned) or hasattr(returned, "_fields"):
         return {name: (hint, Field()) for name, hint in typing.get_type_hints(returned, include_extras=True).items()}
     return {}
 

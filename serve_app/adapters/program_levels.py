@@ -10,8 +10,9 @@ import dspy
 
 from serve_app.adapters.program_interface import Interface, interface_of
 from serve_app.adapters.program_runner import ProgramThreads, Runner
-from serve_app.adapters.program_schema import Annotation, FieldDefinition, inputs_model, optional, outputs_model
+from serve_app.adapters.program_schema import FieldDefinition, inputs_model, optional, outputs_model
 from serve_app.adapters.program_source import is_signature, load_module, nearest, parse_signature, untyped_fields
+from serve_app.adapters.wire_types import Annotation
 from serve_app.core.trimming import trim_to_words
 from serve_app.errors import ConfigError
 

@@ -1,55 +1,39 @@
 """Pydantic models of a program's inputs and outputs, as JSON sees them.
 
 DSPy's signature fields carry extras that belong in prompts (``__dspy_field_type``, ``prefix``, ``desc``); here only
-the type, the constraints, the default and the description are kept. DSPy's own types (``Image``, ``History``, …)
-serialize as prompt markers by default; in these models they are plain JSON that validates back to the same value.
-So are inputs whose model writes itself in another form than it reads: they are written where the call is admitted and
-read again where the program runs.
+the type, the constraints, the default and the description are kept. How values of these types are written is said in
+``serve_app.adapters.wire_types``.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import types
 import warnings
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
-import dspy
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
-    RootModel,
-    SerializationInfo,
     TypeAdapter,
     ValidationError,
-    ValidatorFunctionWrapHandler,
-    WithJsonSchema,
-    WrapSerializer,
-    WrapValidator,
     create_model,
     model_validator,
 )
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticSerializationError, PydanticUndefined, to_jsonable_python
+from pydantic_core import PydanticSerializationError, PydanticUndefined
 
+from serve_app.adapters.wire_types import Annotation, wire_type
 from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from serve_app.config import CacheRule
 
 MAX_DEPTH = 100
 """Most levels of nesting in inputs and outputs; DSPy and JSON writers recurse, and recursion has an end."""
-
-Annotation: TypeAlias = Any
-"""A type annotation at run time: a class, a generic, a union, ``Annotated``."""
 
 FieldDefinition = tuple[Annotation, FieldInfo]
 """What ``pydantic.create_model`` takes for a field."""
@@ -162,7 +146,7 @@ def _model(name: str, base: type[BaseModel], fields: Mapping[str, FieldDefinitio
     problems: list[str] = []
     for field, (annotation, info) in fields.items():
         try:
-            wired[field] = (_wire_type(annotation, is_input=direction == "input"), info)
+            wired[field] = (wire_type(annotation, is_input=direction == "input"), info)
             TypeAdapter(wired[field][0]).json_schema()
         except (PydanticUserError, NameError, TypeError, ValueError) as error:
             problems.append(f"{direction} {field!r} has type {_type_name(annotation)}, which has no JSON form")
@@ -175,108 +159,6 @@ def _model(name: str, base: type[BaseModel], fields: Mapping[str, FieldDefinitio
             return create_model(name, __base__=base, **wired)
     except (PydanticUserError, NameError, TypeError, ValueError) as error:
         raise ConfigError([f"the {direction}s cannot be a model: {str(error).splitlines()[0]}"]) from error
-
-
-def _wire_type(annotation: Annotation, *, is_input: bool) -> Annotation:
-    """``annotation`` with every DSPy type in it made plain JSON."""
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return _wire_class(annotation, is_input=is_input)
-    origin: Any = get_origin(annotation)
-    arguments = get_args(annotation)
-    if origin is None or origin is Literal:
-        return annotation
-    if origin is Annotated:
-        return Annotated[(_wire_type(arguments[0], is_input=is_input), *annotation.__metadata__)]
-    wired = tuple(_wire_type(argument, is_input=is_input) for argument in arguments)
-    if all(new is old for new, old in zip(wired, arguments, strict=True)):
-        return annotation
-    return Union[wired] if origin in (Union, types.UnionType) else origin[wired]  # noqa: UP007 - made at run time
-
-
-def _wire_class(cls: type, *, is_input: bool) -> Annotation:
-    if issubclass(cls, dspy.Reasoning):
-        return Annotated[str, BeforeValidator(_reasoning_text)]
-    if _holds(cls, _is_dspys, set()):
-        return Annotated[(cls, WrapValidator(_guarded), PlainSerializer(_plain), *_brief_schema(cls))]
-    if is_input and _holds(cls, _writes_otherwise, set()):
-        return Annotated[cls, PlainSerializer(_plain)]
-    return cls
-
-
-def _guarded(value: object, validate: ValidatorFunctionWrapHandler) -> object:
-    """DSPy's own types raise ``TypeError`` for some bad input; a caller's mistake must be a validation error."""
-    try:
-        return validate(value)
-    except TypeError as error:
-        raise ValueError("is not valid") from error
-
-
-def _plain(value: object, info: SerializationInfo) -> object:
-    """``value`` as JSON of its fields, where its class would write a prompt marker, or something it cannot read."""
-    if isinstance(value, RootModel):
-        return _plain(value.root, info)
-    if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        aliases = {name: field.serialization_alias or name for name, field in fields.items()} if info.by_alias else {}
-        written = {aliases.get(name, name): _plain(getattr(value, name), info) for name in fields}
-        return written | {name: _plain(item, info) for name, item in (value.model_extra or {}).items()}
-    if isinstance(value, dict):
-        return {key: _plain(item, info) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item, info) for item in value]
-    return value.value if isinstance(value, Enum) else to_jsonable_python(value)
-
-
-def _brief_schema(cls: type) -> list[WithJsonSchema]:
-    """JSON Schema of a DSPy type in one piece, without docstrings, which explain Python usage.
-
-    Nothing for a type that contains itself: that needs definitions, and pydantic's own schema has them.
-    """
-    schema = TypeAdapter(cls).json_schema()
-    definitions = schema.pop("$defs", {})
-    if any(f"#/$defs/{name}" in json.dumps(part) for name, part in definitions.items()):
-        return []
-    schema.pop("description", None)
-    return [WithJsonSchema(_inlined(schema, definitions))]
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:  # noqa: ANN401 - any part of a JSON Schema
-    if isinstance(schema, dict):
-        if "$ref" in schema:
-            return _inlined(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
-        return {key: _inlined(part, definitions) for key, part in schema.items()}
-    return [_inlined(part, definitions) for part in schema] if isinstance(schema, list) else schema
-
-
-def _holds(annotation: Annotation, wanted: Callable[[type], bool], seen: set[type]) -> bool:
-    """Whether there is a class in ``annotation``, or in a field of a model in it, of which ``wanted`` is true."""
-    if not isinstance(annotation, type) or get_origin(annotation) is not None:
-        return any(_holds(argument, wanted, seen) for argument in get_args(annotation))
-    if annotation in seen:
-        return False
-    seen.add(annotation)
-    fields = annotation.model_fields.values() if issubclass(annotation, BaseModel) else ()
-    return wanted(annotation) or any(_holds(field.annotation, wanted, seen) for field in fields)
-
-
-def _is_dspys(cls: type) -> bool:
-    return issubclass(cls, (dspy.Type, dspy.History))
-
-
-def _writes_otherwise(cls: type) -> bool:
-    """Whether a model has serializers of its own, or fields that it does not write."""
-    if not issubclass(cls, BaseModel):
-        return False
-    own = cls.__pydantic_decorators__
-    return bool(own.field_serializers or own.model_serializers) or any(map(_is_altered, cls.model_fields.values()))
-
-
-def _is_altered(field: FieldInfo) -> bool:
-    return bool(field.exclude) or any(isinstance(part, (PlainSerializer, WrapSerializer)) for part in field.metadata)
-
-
-def _reasoning_text(value: object) -> object:
-    return value.content if isinstance(value, dspy.Reasoning) else value
 
 
 def _description(field: FieldInfo) -> str | None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from serve_app.config import ProgramConfig
 
 _LENGTH = 16
+_FORM = 2
+"""Of written answers; another one when they are written otherwise, so that callers never see both."""
 
 
 def version_of(
@@ -39,6 +41,7 @@ def version_of(
         state: content of the state file; empty without one.
     """
     parts = {
+        "form": _FORM,
         "dspy": dspy.__version__,
         "program": config.program,
         "adapter": config.adapter,

@@ -228,12 +228,15 @@ class MetricsPage:
 
     def _let_go_of_the_silent(self) -> None:
         """Add to those that left whoever is silent for too long, and the longest silent of too many."""
+        gone: list[Family] = []
         while self._silent:
             source, (since, totals) = next(iter(self._silent.items()))
             if len(self._silent) <= MAX_SILENT and self._clock() - since <= SILENT_S:
-                return
+                break
             del self._silent[source]
-            self._departed = _exact([*self._departed, *totals])
+            gone += totals
+        if gone:
+            self._departed = _exact([*self._departed, *gone])
 
     def _of_the_silent(self) -> Iterator[Family]:
         return (family for _, totals in self._silent.values() for family in totals)

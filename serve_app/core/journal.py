@@ -8,9 +8,9 @@ finished steps of a failed attempt go along to the next one, and whoever asks th
 
 A question is known by its fingerprint, and repeated questions by their occurrence: the second time that a program
 asks the same thing it gets the second answer, whatever else went on in between. One that failed and is then asked once
-more is still the same, so that a program which tries again finds its answer. There is no order among different
-questions, so programs that ask several at once are resumed like any other, and a program that takes another turn
-simply finds nothing.
+more is still the same, so that a program which tries again finds its answer; of the same question asked several times
+at once this holds for the latest. There is no order among different questions, so programs that ask several at once are
+resumed like any other, and a program that takes another turn simply finds nothing.
 
 Bounds: a journal crosses two processes at each fallback, so it holds at most ``max_steps`` steps and ``max_bytes``
 bytes. What was finished first is kept, because later questions depend on earlier answers and hardly occur again

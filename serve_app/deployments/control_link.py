@@ -15,9 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-
 from serve_app.adapters.system_stats import node_cpu, node_memory, process_cpu, process_memory_mb
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport
 from serve_app.core.clock import Clock
@@ -199,10 +196,10 @@ class ControlLink:
         try:
             async with asyncio.timeout(LAST_REPORT_S):
                 await self._exchange()
-                if self._handle is not None:
-                    await self._handle.depart.remote(self.source)
-        except (RayError, RayServeException, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - as in ``_run``
             log.warning("control_plane.last_report_lost", extra={"why": type(error).__name__})
+        else:
+            await self.ask("depart", self.source)
 
     @property
     def is_alone(self) -> bool:
@@ -222,7 +219,7 @@ class ControlLink:
                 return await getattr(self._handle, method).remote(*args)
         except SwitchyardError:
             raise
-        except (RayError, RayServeException, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - as in ``_run``
             log.warning("control_plane.silent", extra={"method": method, "why": type(error).__name__})
             return None
 
@@ -230,7 +227,7 @@ class ControlLink:
         while True:
             try:
                 await self._exchange()
-            except (RayError, RayServeException, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - Ray's, gRPC's, or what a reply of another version is read with
                 self._note_connection(is_connected=False, why=type(error).__name__)
             for _ in range(QUIET_INTERVALS):
                 await asyncio.sleep(EXCHANGE_INTERVAL_S)

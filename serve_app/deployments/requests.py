@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import PydanticKnownError, from_json
+from pydantic_core import PydanticKnownError, PydanticSerializationError, from_json
 
 from serve_app.adapters.dspy_program import Program
 from serve_app.errors import InvalidInputs, ProgramError, UnknownModel, UnknownProgram
@@ -124,11 +124,15 @@ class RequestReader:
             ProgramError: a validator of the program's types raised something else; logged, not told.
         """
         try:
-            model = program.inputs.model_validate(dict(inputs))
-            dumped: dict[str, Any] = model.model_dump(mode="json", round_trip=True)
+            given = dict(inputs)
+        except (ValueError, TypeError) as error:
+            raise InvalidInputs("inputs must be an object") from error
+        try:
+            model = program.inputs.model_validate(given)
+            dumped: dict[str, Any] = model.model_dump(mode="json", round_trip=True, by_alias=False)
         except ValidationError as error:
             raise InvalidInputs(_sentences("inputs", error)) from error
-        except (ValueError, TypeError, RecursionError) as error:
+        except (PydanticSerializationError, UnicodeError, RecursionError) as error:
             raise InvalidInputs(f"inputs cannot be written as JSON: {error}") from error
         except Exception as error:
             log.exception("program.raised", extra={"program": program.name})

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_fault_server import FaultServer
 
+from serve_app.adapters import call_journal
 from serve_app.adapters.call_journal import CallJournal
 from serve_app.adapters.call_scope import call_scope, current_journal
 from serve_app.adapters.dspy_engine import AsyncEngine, LMPool
@@ -317,6 +318,16 @@ def test_a_value_of_the_latest_reply_is_blamed_on_no_other():
         journal.record(journal.ask(StepKind.LM, name), dump_response(response(lm15.TextPart(name))))
     journal.blame(None, ["7"])
     assert [step.fingerprint for step in journal.finished()] == ["7 of 9"]
+
+
+def test_each_reply_is_read_once_however_many_values_did_not_fit(monkeypatch):
+    journal = CallJournal()
+    for name in ("one", "two"):
+        journal.record(journal.ask(StepKind.LM, name), dump_response(response(lm15.TextPart(name))))
+    read = []
+    monkeypatch.setattr(call_journal, "load_response", lambda reply: read.append(reply) or load_response(reply))
+    journal.blame(None, ["1", "2", "3"])
+    assert len(read) == 2
 
 
 def test_blame_does_not_stumble_over_what_it_cannot_read():

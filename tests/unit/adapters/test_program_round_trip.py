@@ -2,7 +2,8 @@
 
 import datetime as dt
 import json
-from typing import Annotated, Any, TypedDict
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 import dspy
 import program_samples
@@ -13,18 +14,25 @@ from pydantic import (
     ConfigDict,
     Field,
     Json,
+    ModelWrapValidatorHandler,
     PlainSerializer,
+    PlainValidator,
     RootModel,
+    SecretStr,
     computed_field,
     field_serializer,
+    model_serializer,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from typing_extensions import TypedDict
 
 from serve_app.adapters.call_scope import call_scope
 from serve_app.adapters.dspy_program import Program, load_program
 from serve_app.deployments.requests import RequestReader
-from serve_app.errors import ProgramError
+from serve_app.errors import ConfigError, InvalidInputs, ProgramError
+
+T = TypeVar("T")
 
 
 class Letter(BaseModel):
@@ -76,6 +84,73 @@ class Ships(dspy.Module):
         return {"parcel": given}
 
 
+class Money:
+    """No type that pydantic knows."""
+
+    def __init__(self, cents: int) -> None:
+        self.cents = cents
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Money) and other.cents == self.cents
+
+    __hash__ = None
+
+
+def in_cents(value: object) -> Money:
+    return value if isinstance(value, Money) else Money(round(100 * float(str(value))))
+
+
+Price = Annotated[
+    Money,
+    PlainValidator(in_cents, json_schema_input_type=float),
+    PlainSerializer(lambda money: money.cents / 100, return_type=float),
+]
+
+
+class Item(BaseModel):
+    price: Price
+
+
+class Priced(BaseModel, Generic[T]):
+    price: T
+
+
+class Span(BaseModel):
+    begin: int
+    end: int
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, value: object, read: ModelWrapValidatorHandler[Self]) -> Self:
+        begin, _, end = str(value).partition(":")
+        return value if isinstance(value, Span) else read({"begin": begin, "end": end})
+
+    @model_serializer
+    def _written(self) -> str:
+        return f"{self.begin}:{self.end}"
+
+
+class Kinds(BaseModel):
+    """Each field's name is what another one is called by callers."""
+
+    type_: str = Field(alias="type")
+    type: str = Field(alias="kind")
+
+
+class Written(BaseModel):
+    model_config = ConfigDict(serialize_by_alias=True)
+    name: str = Field(validation_alias="in", serialization_alias="out")
+
+
+@dataclass
+class Order:
+    customer: Customer
+
+
+class Basket(TypedDict):
+    customers: list[Customer]
+
+
 class Tags(RootModel[list[str]]):
     pass
 
@@ -107,6 +182,13 @@ def served(monkeypatch: pytest.MonkeyPatch, *, takes: Any = str, gives: Any = st
         (Booking, {"day": "2026-05-06", "until": "2026-05-07"}),
         (Json[list[int]], "[1, 2]"),
         (Picture, PICTURE),
+        (Item, {"price": 1.5}),
+        (Priced[Price], {"price": 1.5}),
+        (Span | None, "1:2"),
+        (Kinds, {"type": "T", "kind": "K"}),
+        (Written, {"in": "Ann"}),
+        (Order, {"customer": {"name": "Ann", "number": "7"}}),
+        (Basket, {"customers": [{"name": "Ann", "number": "7"}]}),
         (dspy.History, {"messages": [{"question": "q", "answer": "a"}]}),
     ],
 )
@@ -128,6 +210,27 @@ async def test_an_answer_has_the_names_that_its_schema_has(kind, said, monkeypat
     shape = schema["properties"]["answer"]
     promised = shape if "properties" in shape else schema["$defs"][kind.__name__]
     assert promised["properties"].keys() <= said.keys()
+
+
+class Wrapped(BaseModel):
+    key: SecretStr | None = None
+
+
+@pytest.mark.parametrize("kind", [SecretStr, list[SecretStr], Wrapped])
+def test_a_secret_is_no_input_since_the_program_would_get_asterisks(kind, monkeypatch) -> None:
+    with pytest.raises(ConfigError, match="asterisks"):
+        served(monkeypatch, takes=kind)
+
+
+def test_inputs_that_are_no_mapping_are_said_to_be_none(monkeypatch) -> None:
+    with pytest.raises(InvalidInputs, match="inputs must be an object"):
+        RequestReader({}, [], 600).inputs(served(monkeypatch), 7)
+
+
+@pytest.mark.parametrize("weight", ["secret", None])
+def test_a_validator_that_raises_a_type_error_is_the_programs_failure_too(weight, monkeypatch) -> None:
+    with pytest.raises(ProgramError):
+        RequestReader({}, [], 600).inputs(served(monkeypatch, takes=Parcel), {"given": weight})
 
 
 def test_a_validator_that_raises_anything_is_the_programs_failure_where_calls_are_admitted(monkeypatch, caplog) -> None:

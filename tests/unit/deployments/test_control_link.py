@@ -147,9 +147,10 @@ async def test_a_replica_with_news_tells_them_at_once(turns, happens) -> None:
     assert await waited(link, turns, settled(BreakerState.CLOSED), lambda: happens(link)) <= 2
 
 
-async def test_while_the_control_plane_is_away_the_last_snapshot_holds() -> None:
+@pytest.mark.parametrize("error", [RayActorError(), AttributeError("as of a reply that another version pickled")])
+async def test_while_the_control_plane_is_away_the_last_snapshot_holds(error) -> None:
     snapshot = Snapshot(3, Policy())
-    control = FakeControl(snapshot, RayActorError())
+    control = FakeControl(snapshot, error)
     link = ControlLink(control, "Router", Telemetry())
     link.start()
     await until(lambda: len(control.reports) == 3)
@@ -207,6 +208,16 @@ async def test_the_last_report_waits_for_no_control_plane_that_is_gone(monkeypat
     control.replies.append(RayActorError())
     link.start()
     await asyncio.wait_for(link.aclose(), 5)
+
+
+async def test_a_replica_that_could_not_report_says_no_goodbye() -> None:
+    control = FakeControl(Snapshot(1, Policy()))
+    link = ControlLink(control, "Ingress", Telemetry())
+    link.start()
+    await until(lambda: len(control.reports) == 2)
+    control.replies.append(AttributeError("as of a reply that another version pickled"))
+    await link.aclose()
+    assert (len(control.reports), control.depart.heard) == (3, [])
 
 
 @pytest.mark.parametrize(("cores", "in_use"), [(0.2, 0.625), (0.7, 0.7), (1.3, 1.0)])
