@@ -17,6 +17,7 @@ from serve_app.adapters.dspy_engine import LMPool
 from serve_app.adapters.dspy_program import load_program
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.config import AppConfig, RecordConfig
+from serve_app.deployments import control_link
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.control_plane import ControlPlane
 from serve_app.deployments.ingress import Ingress
@@ -110,6 +111,11 @@ class Service:
         for link in self.links:
             link.stop()
         await self.pool.aclose()
+
+
+@pytest.fixture(autouse=True)
+def exchange_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_link, "EXCHANGE_INTERVAL_S", 0.02)
 
 
 @pytest.fixture(scope="module")

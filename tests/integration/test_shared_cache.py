@@ -19,9 +19,9 @@ THINKING_S = 4.0
 HERD = 500
 
 
-def slow(provider: Provider) -> None:
+def slow(provider: Provider, thinking_s: float = THINKING_S) -> None:
     for model in MODELS:
-        provider.fault(model, {"kind": "slow_first_token", "delay_s": THINKING_S})
+        provider.fault(model, {"kind": "slow_first_token", "delay_s": thinking_s})
     provider.reset_stats()
 
 
@@ -85,9 +85,9 @@ def caches(cluster: Cluster, graph: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("graph", Cluster.GRAPHS)
 def test_500_identical_misses_over_two_ingresses_are_one_model_call(shared_cluster, provider, unique, graph) -> None:
-    slow(provider)
+    slow(provider, 2)
     until(lambda: reaches_both(shared_cluster, graph, unique()), 40)  # a proxy hears of a new replica a moment later
-    provider.reset_stats()
+    slow(provider)
     seen: list[int] = []
 
     def look() -> None:
