@@ -41,7 +41,11 @@ Annotation: TypeAlias = Any
 
 
 def wire_type(annotation: Annotation, *, is_input: bool) -> Annotation:
-    """``annotation`` with every DSPy type in it made plain JSON."""
+    """``annotation`` with every DSPy type in it, and every input that writes what it cannot read, made plain JSON.
+
+    Raises:
+        TypeError: a secret as an input.
+    """
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return _wire_class(annotation, is_input=is_input)
     origin: Any = get_origin(annotation)

@@ -196,10 +196,9 @@ class ControlLink:
         try:
             async with asyncio.timeout(LAST_REPORT_S):
                 await self._exchange()
+                await self.ask("depart", self.source)
         except Exception as error:  # noqa: BLE001 - as in ``_run``
             log.warning("control_plane.last_report_lost", extra={"why": type(error).__name__})
-        else:
-            await self.ask("depart", self.source)
 
     @property
     def is_alone(self) -> bool:
