@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "cluster" / "monitoring"
 OF_PROMETHEUS = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate"}}
 ADDED_BY_SCRAPING = {"job", "instance"}
+ALERT_TESTS = ("alerts_test.yml", "alerts_day_test.yml")
 EXAMPLES = {
     "str": "x",
     "float": 0.5,
@@ -160,7 +161,8 @@ def test_prometheus_reads_the_rules_and_scrapes_one_address() -> None:
 
 
 def test_every_alert_is_seen_to_fire_and_to_keep_silent() -> None:
-    cases = [case for test in load("prometheus/alerts_test.yml")["tests"] for case in test["alert_rule_test"]]
+    tests = [test for name in ALERT_TESTS for test in load(f"prometheus/{name}")["tests"]]
+    cases = [case for test in tests for case in test["alert_rule_test"]]
     assert {case["alertname"] for case in cases if "exp_alerts" in case} == alerts().keys()
     assert {case["alertname"] for case in cases if "exp_alerts" not in case} == alerts().keys()
 
@@ -190,7 +192,7 @@ def test_promtool_accepts_configuration_and_rules() -> None:
 
 @needs_promtool
 def test_promtool_sees_each_alert_fire_when_it_should() -> None:
-    promtool("test", "rules", MONITORING / "prometheus/alerts_test.yml")
+    promtool("test", "rules", *(MONITORING / "prometheus" / name for name in ALERT_TESTS))
 
 
 @needs_promtool
