@@ -53,10 +53,13 @@ class Clusters:
             opened.__exit__(None, None, None)
 
 
+CLUSTERS = ("cluster", "plain_cluster", "shared_cluster", "open_cluster", "replicated_cluster")
+"""In the order in which they are started: ``open`` while the Redis still has what ``shared`` stored."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a cluster come one after the other, so that each starts once."""
-    special = ("replicated_cluster", "open_cluster", "shared_cluster", "plain_cluster")
-    items.sort(key=lambda item: [name in getattr(item, "fixturenames", ()) for name in special])
+    """Tests that share a cluster come one after the other, so that each starts once; first those that share none."""
+    items.sort(key=lambda item: [name in getattr(item, "fixturenames", ()) for name in reversed(CLUSTERS)])
     for item in items:
         if "integration" in item.nodeid:
             item.add_marker(pytest.mark.timeout(400))
