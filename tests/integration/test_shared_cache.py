@@ -13,7 +13,7 @@ from redis import Redis
 from redis_server import RedisServer
 from running_cluster import Cluster, Provider
 
-MODELS = ("sim-large", "sim-medium", "sim-small")
+MODELS = ("sim-large", "sim-small")
 THINKING_S = 4.0
 """Seconds the model takes: long enough for a whole herd to arrive on two cores."""
 HERD = 500
@@ -94,6 +94,7 @@ def test_500_identical_misses_over_two_ingresses_are_one_model_call(shared_clust
         begun = time.monotonic()
         while time.monotonic() - begun < THINKING_S - 0.5:
             seen.append(busy_ingresses(shared_cluster, graph))
+            time.sleep(0.1)  # more often than replicas report; the herd needs the cores
 
     answers = asyncio.run(herd(shared_cluster, graph, unique(), HERD, look))
     assert max(seen) == 2
