@@ -9,7 +9,18 @@ import yaml
 from otlp_collector import Collector
 from recorded import COLUMNS, RECORDED
 from redis_server import RedisServer
-from running_cluster import NO_STORE, OPERATOR_KEY, Cluster, Provider, config, free_ports, replicated, running, share
+from running_cluster import (
+    NO_STORE,
+    OPERATOR_KEY,
+    Cluster,
+    Provider,
+    config,
+    free_ports,
+    replicated,
+    running,
+    share,
+    with_models,
+)
 
 from serve_app.simulator.profile import ModelProfile, Profile, Replay
 from serve_app.simulator.server import background
@@ -37,6 +48,8 @@ class Clusters:
                 share(document, self._redis.url, replicas=1)
             if mode == "shared":
                 share(document, self._redis.url)
+            if mode == "plain":
+                with_models(document, "large")
             if mode == "replicated":
                 document = replicated(document)
             file.write_text(yaml.safe_dump(document))

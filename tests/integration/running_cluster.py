@@ -112,11 +112,30 @@ def config(port: int, provider_url: str) -> dict[str, Any]:
     return {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application, compact]}
 
 
+def with_models(document: dict[str, Any], *names: str) -> None:
+    """Leave both graphs these models alone, the first of them where a level would have none: each costs a process."""
+    for application in document["applications"]:
+        if application["import_path"].startswith("graphs."):
+            args = application["args"]
+            models = [model for model in args["models"] if model["name"] in names]
+            programs = [program | {"levels": levels_with(program["levels"], names)} for program in args["programs"]]
+            application["args"] = args | {"models": models, "programs": programs, "default_model": names[0]}
+
+
+def levels_with(levels: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The same levels, of whose models these are left."""
+    return {
+        level: options | {"models": [name for name in options["models"] if name in names] or [names[0]]}
+        for level, options in levels.items()
+    }
+
+
 def share(document: dict[str, Any], redis_url: str, *, replicas: int = 2) -> None:
-    """Give both graphs so many replicas of ingress and cache over one Redis.
+    """Give both graphs so many replicas of ingress and cache over one Redis, and two models.
 
     It has half a second to answer: these tests are about sharing, on machines that may be busy with much else.
     """
+    with_models(document, "large", "small")
     for application in document["applications"]:
         if application["import_path"].startswith("graphs."):
             many = {"min": replicas, "max": replicas}
