@@ -41,7 +41,7 @@ def deployment_names(config: AppConfig) -> tuple[str, ...]:
 
 def wire(config: AppConfig, handles: Mapping[str, Handle], telemetry: Telemetry, link: ControlLink) -> Stage:
     """Behind the ingress' batches: cache and router in the same process, the models one hop away."""
-    router = Router(config, model_stages(config, handles), telemetry, link)
+    router = Router(config, model_stages(config, handles, link), telemetry, link)
     cache = Cache(config, router, telemetry, link)
     cache.store.has_peers = has_peers(config.cache, config.ingress)
     cache.store.spawn(follow_redis(cache.store, config.cache, handles.get(EMBEDDED_REDIS)))

@@ -14,8 +14,9 @@ from serve_app.config import AppConfig
 from serve_app.config_check import load_app_config
 from serve_app.deployments.autoscaling import BY_ONGOING
 from serve_app.deployments.control_link import ControlLink
+from serve_app.deployments.remote_stage import RemoteStage
 from serve_app.deployments.replicas import CacheDeployment, Handle, RouterDeployment
-from serve_app.deployments.stage import HandleStage, Stage
+from serve_app.deployments.stage import Stage
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -42,5 +43,5 @@ def deployment_names(config: AppConfig) -> tuple[str, ...]:
 
 def wire(config: AppConfig, handles: Mapping[str, Handle], telemetry: Telemetry, link: ControlLink) -> Stage:
     """Behind the ingress' batches: the cache, one hop away."""
-    del config, telemetry, link
-    return HandleStage(handles["Cache"])
+    del config, telemetry
+    return RemoteStage(handles["Cache"], link)

@@ -97,6 +97,18 @@ class Orders:
         return Orders(later.pin, later.pinned_at, times)
 
 
+class Endpoint(NamedTuple):
+    """Where a replica takes calls over a channel, and the key that a caller has to know."""
+
+    host: str
+    port: int
+    key: bytes
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Endpoint({self.host!r}, {self.port})"
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a replica tells the control plane, a few times a second.
@@ -119,6 +131,8 @@ class Report:
         scores: what its recent answers scored, in all and not since the last report.
         answered: calls answered since the last report that arrived, for callers' verdicts.
         told: version of the snapshot it goes by; 0 before the first.
+        endpoint: where it takes calls over a channel; ``None`` from whoever does not, and from one that goes.
+        callees: the deployments whose endpoints it wants to know.
     """
 
     source: str
@@ -138,6 +152,8 @@ class Report:
     scores: tuple[ScoreSum, ...] = ()
     answered: tuple[AnsweredCall, ...] = ()
     told: int = 0
+    endpoint: Endpoint | None = None
+    callees: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +217,8 @@ class Snapshot:
         quality: what routing is to use in place of the priors; empty unless the policy says so. Moves all the time,
             and changes no version.
         loads: how busy each model is; changes no version either.
+        endpoints: where the replicas of this replica's callees take calls, by deployment; like ``breakers`` its own.
+        control: where the control plane itself takes reports over channels; ``None`` where it does not.
     """
 
     version: int
@@ -212,3 +230,5 @@ class Snapshot:
     breakers: Mapping[str, BreakerReply] = field(default_factory=dict)
     quality: Quality = field(default_factory=dict)
     loads: Mapping[str, ModelLoad] = field(default_factory=dict)
+    endpoints: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
+    control: Endpoint | None = None

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import logging
 
+import ray
+
 log = logging.getLogger("switchyard.serve_address")
+
+
+def node_address() -> str:
+    """Address at which Ray reaches this machine."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def listening_host() -> str | None:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from serve_app.core.clock import Clock
-from serve_app.reports import Report
+from serve_app.reports import Endpoint, Report
 
 SILENCE_S = 5.0
 """Seconds without a report after which a replica is taken to be gone."""
@@ -46,6 +46,10 @@ class Roster:
     def gauges_of(self, deployment: str) -> list[Mapping[str, float]]:
         """What the deployment's replicas measured last."""
         return [report.gauges for report in self._last() if report.deployment == deployment]
+
+    def endpoints_of(self, deployment: str) -> tuple[Endpoint, ...]:
+        """Where the deployment's replicas take calls over channels."""
+        return tuple(r.endpoint for r in self._last() if r.deployment == deployment and r.endpoint is not None)
 
     def sum_by_deployment(self, gauge: str) -> dict[str, float]:
         """The sum of one gauge over each deployment that has it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -22,9 +23,10 @@ SLOTS: Final = "slots"
 TAKEN: Final = "taken"
 LOST: Final = "lost"
 HELD_BACK: Final = "held_back"
+IN_HAND: Final = "in_hand"
 
-BY_ONGOING = "ray.serve.autoscaling_policy:replica_queue_length_autoscaling_policy"
-"""Ray's own policy, on what a replica has in hand: for parts that hold no queue."""
+BY_ONGOING = "serve_app.deployments.autoscaling:ongoing_policy"
+"""On what a replica has in hand: for parts that hold no queue."""
 POLICY = "serve_app.deployments.autoscaling:queue_depth_policy"
 PUSH_INTERVAL_S: Final = 1.0
 """Seconds between a replica's, or a handle's, messages to the controller. Ray 2.60 sends them every 10 s whatever its
@@ -72,6 +74,20 @@ def queue_depth_policy(ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     floor, ceiling = ctx.capacity_adjusted_min_replicas, ctx.capacity_adjusted_max_replicas
     wanted = replicas_wanted(readings, max(1, ctx.current_num_replicas), target, min_replicas=floor)
     return max(floor, min(ceiling, wanted)), {}
+
+
+def ongoing_policy(ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+    """Ray Serve autoscaling policy: as many replicas as hold a target each of what is in hand; runs in the controller.
+
+    In hand is what Ray has brought, be it HTTP requests or batches by handle, and the calls that came over channels,
+    which replicas record as ``IN_HAND``.
+    """
+    target = ctx.config.target_ongoing_requests if ctx.config else None
+    if not target:
+        return ctx.target_num_replicas, {}
+    in_hand = ctx.total_num_requests + _sum(ctx.aggregated_metrics or {}, IN_HAND)
+    floor, ceiling = ctx.capacity_adjusted_min_replicas, ctx.capacity_adjusted_max_replicas
+    return max(floor, min(ceiling, math.ceil(in_hand / target))), {}
 
 
 def scaling_options(replicas: Replicas, policy: str = POLICY) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from functools import partial
 
 from serve_app.adapters.json_log import about_call
 from serve_app.adapters.tracing import join
-from serve_app.core.linger import result_linger_s
 from serve_app.deployments.call_context import is_left
 from serve_app.deployments.stage import Answer, Chunks
 from serve_app.errors import ClientClosed, ExecutionError, SwitchyardError
@@ -26,42 +25,35 @@ class _Outbox:
 
     Args:
         expected: how many there will be.
-        is_remote: whether chunks leave the process, so that each costs a message; they then wait for company.
+        is_remote: whether chunks leave the process, so that each costs a message; the first then waits for a result.
     """
 
     def __init__(self, expected: int, *, is_remote: bool) -> None:
         self._left = expected
         self._is_remote = is_remote
         self._ready: list[Result] = []
-        self._wanted = 1
         self._wake = asyncio.Event()
 
     def put(self, result: Result) -> None:
         """Add a finished call."""
         self._ready.append(result)
-        if len(self._ready) >= self._wanted:
-            self._wake.set()
+        self._wake.set()
 
     async def chunks(self) -> Chunks:
         """Yield what is ready, until every expected result went out; the first chunk may be empty."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await self._until(1, ACCEPT_WITHIN_S if self._is_remote else 0.0)
+        await self._until_ready(ACCEPT_WITHIN_S if self._is_remote else 0.0)
         while True:
-            if self._is_remote and self._ready:
-                await self._until(self._left, result_linger_s(loop.time() - began))
             chunk, self._ready = tuple(self._ready), []
             self._left -= len(chunk)
             yield chunk
             if not self._left:
                 return
-            await self._until(1, None)
+            await self._until_ready(None)
 
-    async def _until(self, number: int, seconds: float | None) -> None:
-        """Wait for so many results, at most so long."""
-        if len(self._ready) >= number or seconds == 0:
+    async def _until_ready(self, seconds: float | None) -> None:
+        """Wait for a result, at most so long."""
+        if self._ready or seconds == 0:
             return
-        self._wanted = number
         self._wake.clear()
         alarm = asyncio.get_running_loop().call_later(seconds, self._wake.set) if seconds else None
         try:

@@ -11,10 +11,11 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from serve_app.adapters.channel import Channel, ChannelClosed, connect
 from serve_app.adapters.system_stats import node_cpu, node_memory, process_cpu, process_memory_mb
 from serve_app.core.breaker_messages import BreakerReply, BreakerReport
 from serve_app.core.clock import Clock
@@ -22,7 +23,7 @@ from serve_app.core.score_tally import ScoreTally
 from serve_app.errors import SwitchyardError
 from serve_app.messages import Attempt, BreakerState, Outcome
 from serve_app.policy import Policy
-from serve_app.reports import AnsweredCall, OutcomeCount, Report, Snapshot
+from serve_app.reports import AnsweredCall, Endpoint, OutcomeCount, Report, Snapshot
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -92,6 +93,7 @@ class ControlLink:
         snapshot: the newest one.
         scores: what this replica's answers scored; sent with every report.
         versions: of the programs that this replica runs; sent with every report.
+        endpoint: where this replica takes calls over channels; sent with every report.
         cpu_in_use: share of the machine's CPU, or of the one core that an event loop can take, that was in use before
             the last report, 0..1: the larger.
 
@@ -113,6 +115,7 @@ class ControlLink:
         self.snapshot = Snapshot(version=0, policy=Policy())
         self.scores = ScoreTally(self.snapshot.policy.routing.learning.half_life_s, clock=clock)
         self.versions: Mapping[str, str] = {}
+        self.endpoint: Endpoint | None = None
         self.cpu_in_use = 0.0
         self._handle = handle
         self._deployment = deployment
@@ -123,7 +126,10 @@ class ControlLink:
         self._read_breakers: Callable[[], Mapping[str, BreakerReport]] = dict
         self._apply_breakers: Callable[[Mapping[str, BreakerReply]], None] = _ignore
         self._listeners: list[Callable[[Snapshot], None]] = []
+        self._followers: dict[str, Callable[[Sequence[Endpoint]], None]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._channel: Channel | None = None
+        self._unreachable: Endpoint | None = None
         self._is_connected = False
 
     @property
@@ -149,6 +155,10 @@ class ControlLink:
     ) -> None:
         """Send what ``read`` returns with every report, and give what comes back to ``apply``."""
         self._read_breakers, self._apply_breakers = read, apply
+
+    def follow(self, deployment: str, found: Callable[[Sequence[Endpoint]], None]) -> None:
+        """Call ``found`` with where the deployment's replicas take calls, at every exchange."""
+        self._followers[deployment] = found
 
     def attempt_finished(self, attempt: Attempt) -> None:
         """Put a finished attempt into the next report."""
@@ -182,6 +192,7 @@ class ControlLink:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        self._close_channel()
 
     async def aclose(self) -> None:
         """Stop exchanging after one last report, and say that it was the last.
@@ -191,7 +202,7 @@ class ControlLink:
         task = self._task
         if task is None:
             return
-        self.stop()
+        task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         try:
             async with asyncio.timeout(LAST_REPORT_S):
@@ -199,6 +210,8 @@ class ControlLink:
                 await self.ask("depart", self.source)
         except Exception as error:  # noqa: BLE001 - as in ``_run``
             log.warning("control_plane.last_report_lost", extra={"why": type(error).__name__})
+        finally:
+            self.stop()
 
     @property
     def is_alone(self) -> bool:
@@ -226,6 +239,7 @@ class ControlLink:
         while True:
             try:
                 await self._exchange()
+                await self._connect()
             except Exception as error:  # noqa: BLE001 - Ray's, gRPC's, or what a reply of another version is read with
                 self._note_connection(is_connected=False, why=type(error).__name__)
             for _ in range(QUIET_INTERVALS):
@@ -248,8 +262,7 @@ class ControlLink:
         sent, self._pending = self._pending, _Pending()
         try:
             async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
-                assert self._handle is not None  # noqa: S101 - start() makes the task only with a handle
-                snapshot: Snapshot = await self._handle.exchange.remote(self._report(sent))
+                snapshot = await self._ask_for_snapshot(self._report(sent))
         except BaseException:
             sent.merge(self._pending)
             self._pending = sent
@@ -262,6 +275,38 @@ class ControlLink:
             self.scores.reconfigure(snapshot.policy.routing.learning.half_life_s)
             for listener in self._listeners:
                 listener(snapshot)
+        for deployment, found in self._followers.items():
+            found(snapshot.endpoints.get(deployment, ()))
+
+    async def _ask_for_snapshot(self, report: Report) -> Snapshot:
+        """Over the channel where there is one, which ends when anything goes wrong there; else by handle."""
+        if self._channel is None:
+            assert self._handle is not None  # noqa: S101 - start() makes the task only with a handle
+            snapshot: Snapshot = await self._handle.exchange.remote(report)
+            return snapshot
+        try:
+            self._channel.send(report)
+            snapshot = await self._channel.receive()
+        except BaseException:
+            self._close_channel()
+            raise
+        return snapshot
+
+    async def _connect(self) -> None:
+        """A channel to the control plane, if it says where, and that address has not failed."""
+        endpoint = self.snapshot.control
+        if self._channel is not None or endpoint is None or endpoint == self._unreachable:
+            return
+        try:
+            self._channel = await connect(endpoint)
+        except ChannelClosed as error:
+            self._unreachable = endpoint
+            log.info("control_plane.unreachable", extra={"why": str(error)})
+
+    def _close_channel(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def _report(self, pending: _Pending) -> Report:
         self._told = self._read_gauges()
@@ -283,6 +328,8 @@ class ControlLink:
             self.scores.sums(),
             tuple(pending.answered),
             self.snapshot.version,
+            self.endpoint,
+            tuple(self._followers),
         )
 
     def samples(self) -> tuple[Family, ...]:

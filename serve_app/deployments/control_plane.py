@@ -30,7 +30,7 @@ from serve_app.deployments.quality_status import quality_gauges, quality_status
 from serve_app.errors import ConfigError, ControlPlaneUnreachable, InvalidInputs
 from serve_app.messages import BreakerState, Level
 from serve_app.policy import Policy
-from serve_app.reports import Claim, ModelLoad, Orders, Report, Snapshot
+from serve_app.reports import Claim, Endpoint, ModelLoad, Orders, Report, Snapshot
 
 log = logging.getLogger("switchyard.control_plane")
 
@@ -60,6 +60,8 @@ class ControlPlane:
         """Set whenever ``state`` has become worth writing down anew."""
         self.recalled = asyncio.Event()
         """Set once ``restore`` has had all that is remembered, be it nothing."""
+        self.endpoint: Endpoint | None = None
+        """Where ``exchange`` may be had over a channel."""
         self._clock = clock
         self._unix_clock = unix_clock
         self._started = clock()
@@ -137,7 +139,8 @@ class ControlPlane:
         replies = self._models.take(report)
         self._judge_level()
         self._note_change()
-        return replace(self._snapshot(), breakers=replies)
+        endpoints = {name: self._roster.endpoints_of(name) for name in report.callees}
+        return replace(self._snapshot(), breakers=replies, endpoints=endpoints, control=self.endpoint)
 
     async def depart(self, source: str) -> None:
         """Let a replica go that has given its last report; one that says nothing is let go after ``SILENCE_S``."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from serve_app.adapters.tracing import current_trace
-from serve_app.core.linger import CallLinger
-from serve_app.deployments.stage import HandleStage, Stage, drive
+from serve_app.deployments.stage import Stage, drive
 from serve_app.messages import Call, Result
 
 MAX_BATCH = 64
@@ -22,8 +20,7 @@ MAX_BATCH = 64
 class Lane:
     """Turns single questions to a stage into batches: what is asked in one turn of the loop travels together.
 
-    What goes to another process waits a moment longer where company is to be expected (``serve_app.core.linger``).
-    Ray balances batches, whatever their size, so where several replicas have few slots left a batch is divided.
+    Replicas are chosen a batch, whatever its size, so where several have few slots left a batch is divided.
 
     Args:
         stage: who answers.
@@ -49,10 +46,7 @@ class Lane:
         self._stage = stage
         self._resubmit = resubmit
         self._sent = sent
-        self._linger = CallLinger() if isinstance(stage, HandleStage) else None
-        self._in_flight = 0
         self._next: list[tuple[Call, asyncio.Future[Result]]] = []
-        self._due: asyncio.Handle | None = None
         self._drives: set[asyncio.Task[None]] = set()
 
     def ask(self, call: Call) -> asyncio.Future[Result]:
@@ -67,19 +61,12 @@ class Lane:
     def _enqueue(self, call: Call) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._next.append((call, future))
-        is_full = len(self._next) >= self.max_batch_size
-        if self._due is None or is_full:
-            self._set_due(0.0 if is_full or self._linger is None else self._linger.seconds(self._in_flight))
+        if len(self._next) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
         return future
 
-    def _set_due(self, wait_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        if self._due is not None:
-            self._due.cancel()
-        self._due = loop.call_later(wait_s, self._flush) if wait_s else loop.call_soon(self._flush)
-
     def _flush(self) -> None:
-        waiting, self._next, self._due = self._next, [], None
+        waiting, self._next = self._next, []
         waiting = [(call, future) for call, future in waiting if not future.done()]
         if self.spread == 1:
             self._send_all(waiting, self.max_batch_size)
@@ -94,12 +81,9 @@ class Lane:
 
     def _send(self, batch: list[tuple[Call, asyncio.Future[Result]]]) -> None:
         futures = {call.id: future for call, future in batch}
-        began, linger = time.monotonic(), self._linger
 
         def deliver(result: Result) -> None:
             future = futures.pop(result.id)
-            if linger:
-                linger.answered(time.monotonic() - began)
             if not future.done():
                 future.set_result(result)
 
@@ -111,7 +95,6 @@ class Lane:
         task = asyncio.create_task(work, context=contextvars.Context())
         self._drives.add(task)
         task.add_done_callback(self._drives.discard)
-        self._in_flight += len(batch)
         for call_id, future in futures.items():
             future.add_done_callback(partial(self._leave, call_id, task, futures))
 
@@ -123,7 +106,6 @@ class Lane:
         done: asyncio.Future[Result],
     ) -> None:
         """Give up one call of a batch, and the whole batch with its last caller."""
-        self._in_flight -= 1
         if not done.cancelled():
             return
         if all(future.cancelled() for future in futures.values()):

@@ -148,6 +148,7 @@ class ModelDeployment(Holding, Streaming, ModelReplica):
         self._held = _holding(link, programs)
         self._held.push_async_callback(pool.aclose)
         self._held.push_async_callback(self.scoring.aclose)
+        self.take_calls(link, self._held)
         link.start()
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -22,17 +22,22 @@ from serve_app.adapters.embedded_redis import EmbeddedRedis
 from serve_app.adapters.garbage import collect_seldom
 from serve_app.adapters.json_log import configure_logging
 from serve_app.adapters.redis_store import RedisStore
+from serve_app.adapters.serve_address import node_address
 from serve_app.adapters.telemetry import Telemetry
 from serve_app.adapters.tracing import close_tracing, configure_tracing
 from serve_app.config import AppConfig, CacheConfig, Replicas
 from serve_app.core.model_load import model_deployment_name
 from serve_app.deployments.answer_store import AnswerStore
+from serve_app.deployments.autoscaling import IN_HAND
 from serve_app.deployments.cache import Cache
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.control_memory import remember
 from serve_app.deployments.control_plane import ControlPlane
+from serve_app.deployments.exchange_server import ExchangeServer
+from serve_app.deployments.remote_stage import RemoteStage
 from serve_app.deployments.router import Router
-from serve_app.deployments.stage import PICKLED, Chunks, HandleStage, Stage
+from serve_app.deployments.stage import PICKLED, Chunks, Stage
+from serve_app.deployments.stage_server import StageServer
 from serve_app.messages import Call
 
 Handle = DeploymentHandle[Any]
@@ -83,9 +88,23 @@ def has_peers(config: CacheConfig, holders: Replicas) -> bool:
 
 
 class Streaming:
-    """``run`` and ``leave`` for Ray, which runs methods that are not ``async`` in a thread."""
+    """``run`` and ``leave`` for other processes: over channels, and for Ray, which runs plain methods in a thread."""
 
     is_remote: ClassVar[bool] = True
+    _server: StageServer
+
+    def take_calls(self, link: ControlLink, held: contextlib.AsyncExitStack) -> None:
+        """Listen for channels from now on, and have ``link`` say where, until ``held`` is let go."""
+        stage: Stage = self  # type: ignore[assignment]  # with the plain class behind this one
+        server = self._server = StageServer(stage, node_address())
+        server.start()
+        link.endpoint = server.endpoint
+
+        async def end() -> None:
+            link.endpoint = None
+            await server.aclose()
+
+        held.push_async_callback(end)
 
     async def run(self, calls: Sequence[Call]) -> Chunks:
         """Answer each call, each as it is ready."""
@@ -99,7 +118,15 @@ class Streaming:
         super().leave(ids)  # type: ignore[misc]  # of the plain class behind this one
 
 
-class CacheDeployment(Holding, Streaming, Cache):
+class CountingCalls(Streaming):
+    """A part that Ray scales by the calls in hand."""
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What ``serve_app.deployments.autoscaling.ongoing_policy`` adds to Ray's own count."""
+        return {IN_HAND: float(self._server.calls)}
+
+
+class CacheDeployment(Holding, CountingCalls, Cache):
     """The shared cache level as a replica of its own.
 
     Args:
@@ -115,15 +142,16 @@ class CacheDeployment(Holding, Streaming, Cache):
         configure_tracing("Cache")
         telemetry = Telemetry()
         link = link_to(control, "Cache", telemetry)
-        super().__init__(config, HandleStage(downstream), telemetry, link)
+        super().__init__(config, RemoteStage(downstream, link), telemetry, link)
         self.store.has_peers = has_peers(config.cache, config.cache.replicas)
         self._held = hold(link)
         self._held.push_async_callback(self.aclose)
         self.store.spawn(follow_redis(self.store, config.cache, redis))
+        self.take_calls(link, self._held)
         link.start()
 
 
-class RouterDeployment(Holding, Streaming, Router):
+class RouterDeployment(Holding, CountingCalls, Router):
     """The router as a replica of its own.
 
     Args:
@@ -138,9 +166,10 @@ class RouterDeployment(Holding, Streaming, Router):
         configure_tracing("Router")
         telemetry = Telemetry()
         link = link_to(control, "Router", telemetry)
-        stages = model_stages(config, handles)
+        stages = model_stages(config, handles, link)
         super().__init__(config, stages, telemetry, link)
         self._held = hold(link)
+        self.take_calls(link, self._held)
         link.start()
 
 
@@ -160,6 +189,10 @@ class ControlPlaneDeployment(Holding, ControlPlane):
         application = serve.get_replica_context().app_name
         remembering = remember(self, redis_addresses(config.cache.redis_url, redis), application)
         self._held.callback(asyncio.get_running_loop().create_task(remembering).cancel)
+        server = ExchangeServer(self.exchange, node_address())
+        server.start()
+        self.endpoint = server.endpoint
+        self._held.push_async_callback(server.aclose)
 
     async def reconfigure(  # type: ignore[override]  # Ray awaits it
         self, user_config: Mapping[str, Any] | None, rank: object = None
@@ -190,11 +223,12 @@ class EmbeddedRedisDeployment:
         self._server.stop()
 
 
-def model_stages(config: AppConfig, handles: Mapping[str, Handle]) -> dict[str, Stage]:
+def model_stages(config: AppConfig, handles: Mapping[str, Handle], link: ControlLink) -> dict[str, Stage]:
     """A stage for each model; one whose replicas are all gone is given up quickly, so that a call can go elsewhere."""
     return {
-        model.name: HandleStage(
+        model.name: RemoteStage(
             handles[model_deployment_name(model.name)],
+            link,
             accept_timeout_s=MODEL_ACCEPT_S if model.replicas.min else None,  # from zero, a replica has to start first
         )
         for model in config.models

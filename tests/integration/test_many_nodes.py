@@ -54,7 +54,7 @@ class Nodes:
         """One node more; one after the other, for nodes that start at once on one machine get in each other's way."""
         (agent,) = free_ports(1)
         node = self._start(f"--address={self._address}", f"--dashboard-agent-listen-port={agent}", "--num-cpus=1")
-        until(lambda: self.alive() == len(self._started), "the new node")
+        until(lambda: len(self.alive()) == len(self._started), "the new node")
         return node
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
@@ -78,10 +78,10 @@ class Nodes:
             for name, deployment in deployments.items()
         }
 
-    def alive(self) -> int:
-        """Nodes that the cluster counts."""
+    def alive(self) -> set[str]:
+        """Ids of the nodes that the cluster counts."""
         summary = httpx.get(f"{self.dashboard}/nodes?view=summary", timeout=10).json()["data"]["summary"]
-        return sum(node["raylet"]["state"] == "ALIVE" for node in summary)
+        return {node["raylet"]["nodeId"] for node in summary if node["raylet"]["state"] == "ALIVE"}
 
     def close(self) -> None:
         for node in reversed(self._started):
@@ -215,9 +215,11 @@ def test_an_application_spreads_survives_a_node_and_is_replaced_under_load(provi
             until(lambda: len(callers.ended) > 50, "a load")
             killed_at = time.monotonic()
             cluster.kill(victim)
+            until(lambda: len(cluster.alive()) == 2, "the loss is noticed")
+            left = cluster.alive()
             until(
-                lambda: all(len(set(places)) <= 2 and len(places) >= 1 for places in cluster.replicas().values()),
-                "healed",
+                lambda: all(places and left.issuperset(places) for places in cluster.replicas().values()),
+                "every part has a place",
             )
             until(lambda: len(cluster.replicas()["Model-large"]) == len(cluster.replicas()["Ingress"]) == 2, "healed")
             healed = len(callers.ended)

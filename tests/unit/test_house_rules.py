@@ -65,8 +65,8 @@ def test_what_a_line_is_about_is_a_field_and_not_part_of_the_event(path) -> None
     assert not [event for event in events(path) if not re.fullmatch(r"[a-z_]+\.([a-z_]+|%s)", event)]
 
 
-def test_nothing_unpickles() -> None:
-    for path in modules("serve_app"):
+def test_nothing_unpickles_but_a_channel_whose_peer_knows_its_key() -> None:
+    for path in set(modules("serve_app")) - {ROOT / "serve_app/adapters/channel.py"}:
         assert not imports(path) & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}, path
 
 

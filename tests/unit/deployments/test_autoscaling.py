@@ -1,5 +1,6 @@
 """Replicas follow the calls that wait."""
 
+import importlib
 from collections import deque
 from types import SimpleNamespace
 
@@ -12,11 +13,13 @@ from serve_app.core.slot_queue import SlotQueue
 from serve_app.deployments.autoscaling import (
     BY_ONGOING,
     HELD_BACK,
+    IN_HAND,
     LOST,
     RUNNING,
     SLOTS,
     TAKEN,
     WAITING,
+    ongoing_policy,
     queue_depth_policy,
     scaling_options,
     stats_of,
@@ -160,3 +163,49 @@ def test_bounds_that_differ_are_scaled_at_once_upwards_and_slowly_down() -> None
     assert (scaled.min_replicas, scaled.max_replicas, scaled.target_ongoing_requests) == (0, 4, 5)
     assert (scaled.upscale_delay_s, scaled.downscale_delay_s) == (0, 30)
     assert scaling_options(wanted, BY_ONGOING)["autoscaling_config"].upscale_delay_s == 2
+
+
+def in_hand(by_ray: float, over_channels: dict[str, float] | None = None, **bounds: int) -> SimpleNamespace:
+    """A context in which Ray counts so many requests, and replicas so many calls."""
+    ctx = context({IN_HAND: over_channels} if over_channels is not None else {}, **bounds)
+    ctx.total_num_requests = by_ray
+    return ctx
+
+
+@pytest.mark.parametrize(
+    ("by_ray", "over_channels", "wanted"),
+    [
+        (16.0, None, 2),
+        (16.1, None, 3),
+        (0.0, {"a": 8.0, "b": 9.0}, 3),
+        (7.0, {"a": 8.0, "b": 9.0}, 3),
+        (8.0, {"a": 8.0, "b": 9.0}, 4),
+    ],
+)
+def test_parts_without_a_queue_grow_with_what_ray_brought_and_what_came_over_channels(
+    by_ray, over_channels, wanted
+) -> None:
+    assert ongoing_policy(in_hand(by_ray, over_channels)) == (wanted, {})
+
+
+@pytest.mark.parametrize(("least", "wanted"), [(0, 0), (1, 1), (3, 3)])
+def test_parts_without_a_queue_shrink_to_their_least_number(least, wanted) -> None:
+    assert ongoing_policy(in_hand(0.0, {"a": 0.0}, least=least)) == (wanted, {})
+
+
+def test_parts_without_a_queue_grow_to_their_greatest_number_and_no_further() -> None:
+    assert ongoing_policy(in_hand(500.0, {"a": 500.0})) == (4, {})
+
+
+def test_parts_without_a_queue_stay_where_no_target_is_configured() -> None:
+    ctx = in_hand(500.0)
+    ctx.target_num_replicas = 3
+    ctx.config = None
+    assert ongoing_policy(ctx) == (3, {})
+    ctx.config = SimpleNamespace(target_ongoing_requests=None)
+    assert ongoing_policy(ctx) == (3, {})
+
+
+def test_the_policy_for_parts_without_a_queue_is_found_by_its_name() -> None:
+    module, name = BY_ONGOING.split(":")
+    assert getattr(importlib.import_module(module), name) is ongoing_policy

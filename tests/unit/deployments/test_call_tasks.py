@@ -1,4 +1,4 @@
-"""Results leave in chunks; those that cross a process wait a little for each other."""
+"""Results leave in chunks, each as soon as there is one."""
 
 import asyncio
 
@@ -8,12 +8,6 @@ from deployment_fakes import call, ok, settle
 from serve_app.deployments import call_tasks
 from serve_app.deployments.call_tasks import CallTasks
 from serve_app.errors import ClientClosed
-
-
-@pytest.fixture
-def long_linger(monkeypatch):
-    """Results wait for each other until all are there."""
-    monkeypatch.setattr(call_tasks, "result_linger_s", lambda _: 60.0)
 
 
 async def test_in_one_process_the_first_chunk_is_there_at_once_and_empty() -> None:
@@ -36,7 +30,7 @@ async def test_across_processes_a_batch_is_taken_within_a_bound_however_slow_its
     await chunks.aclose()
 
 
-async def test_results_share_a_chunk_with_those_that_come_soon_after(long_linger) -> None:
+async def test_results_of_one_turn_share_a_chunk_and_wait_for_nobody() -> None:
     gates = {f"c{number}": asyncio.Event() for number in (1, 2, 3)}
 
     async def answer(asked):
@@ -45,23 +39,10 @@ async def test_results_share_a_chunk_with_those_that_come_soon_after(long_linger
 
     chunks = CallTasks(is_remote=True).run([call(1), call(2), call(3)], answer)
     waiting = asyncio.ensure_future(anext(chunks))
-    for gate in gates.values():
-        await settle()
-        assert not waiting.done()
-        gate.set()
-    assert [result.id for result in await waiting] == ["c1", "c2", "c3"]
-
-
-async def test_who_waits_for_slow_neighbours_goes_when_the_wait_is_over(monkeypatch) -> None:
-    monkeypatch.setattr(call_tasks, "result_linger_s", lambda _: 0.002)
-
-    async def answer(asked):
-        if asked.id == "c2":
-            await asyncio.Event().wait()
-        return ok(asked)
-
-    chunks = CallTasks(is_remote=True).run([call(1), call(2)], answer)
-    assert [result.id for result in await asyncio.wait_for(anext(chunks), 5)] == ["c1"]
+    await settle()
+    gates["c1"].set()
+    gates["c2"].set()
+    assert {result.id for result in await asyncio.wait_for(waiting, 5)} == {"c1", "c2"}
     await chunks.aclose()
 
 

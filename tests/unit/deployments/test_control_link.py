@@ -11,7 +11,7 @@ from serve_app.deployments import control_link
 from serve_app.deployments.control_link import ControlLink
 from serve_app.messages import Attempt, BreakerState, Level, Outcome
 from serve_app.policy import Policy
-from serve_app.reports import AnsweredCall, Origin, Snapshot
+from serve_app.reports import AnsweredCall, Endpoint, Origin, Snapshot
 
 
 class Goodbyes:
@@ -234,3 +234,46 @@ async def test_what_is_in_use_of_the_machine_or_of_its_own_core_is_known_here_to
     link.stop()
     assert link.cpu_in_use == in_use
     assert control.reports[0].gauges["node_cpu"] == 0.625
+
+
+async def test_where_a_replica_takes_calls_and_whom_it_asks_are_in_its_reports_until_it_goes() -> None:
+    control = FakeControl(Snapshot(1, Policy()))
+    link = ControlLink(control, "Router", Telemetry())
+    link.endpoint = endpoint = Endpoint("10.0.0.1", 4000, b"key")
+    link.follow("Model-large", lambda _: None)
+    link.follow("Model-small", lambda _: None)
+    link.start()
+    await until(lambda: len(control.reports) == 2)  # the second is never answered
+    link.endpoint = None
+    control.replies.append(Snapshot(1, Policy()))
+    await link.aclose()
+    assert [report.endpoint for report in control.reports] == [endpoint, endpoint, None]
+    assert {report.callees for report in control.reports} == {("Model-large", "Model-small")}
+
+
+async def test_who_follows_a_deployment_is_told_where_its_replicas_are_at_every_exchange() -> None:
+    here, there = Endpoint("10.0.0.1", 4000, b"key"), Endpoint("10.0.0.2", 4000, b"another")
+    control = FakeControl(
+        Snapshot(1, Policy(), endpoints={"Model-large": (here,), "Model-small": (there,)}),
+        Snapshot(1, Policy(), endpoints={"Model-large": (here, there)}),
+        Snapshot(1, Policy(), endpoints={"Model-large": (here, there)}),
+    )
+    link = ControlLink(control, "Router", Telemetry())
+    told: dict[str, list] = {"Model-large": [], "Model-small": []}
+    for name, heard in told.items():
+        link.follow(name, heard.append)
+    link.start()
+    await until(lambda: len(control.reports) == 4)
+    link.stop()
+    assert told == {"Model-large": [(here,), (here, there), (here, there)], "Model-small": [(there,), (), ()]}
+
+
+async def test_who_follows_a_deployment_is_told_nothing_while_the_control_plane_is_away() -> None:
+    control = FakeControl(RayActorError(), RayActorError())
+    link = ControlLink(control, "Router", Telemetry())
+    told: list = []
+    link.follow("Model-large", told.append)
+    link.start()
+    await until(lambda: len(control.reports) == 3)
+    link.stop()
+    assert told == []

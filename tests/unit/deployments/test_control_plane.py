@@ -13,7 +13,7 @@ from serve_app.deployments.control_plane import GATHER_S, REMEMBER_S, SILENCE_S,
 from serve_app.errors import ConfigError, ControlPlaneUnreachable
 from serve_app.messages import Level, Outcome
 from serve_app.policy import BreakerPolicy
-from serve_app.reports import MetricType, ModelLoad, Origin, OutcomeCount, Report, ScoreSum
+from serve_app.reports import Endpoint, MetricType, ModelLoad, Origin, OutcomeCount, Report, ScoreSum
 
 
 @pytest.fixture
@@ -287,3 +287,56 @@ async def test_the_load_of_a_replica_that_fell_silent_is_forgotten(plane, clock)
     await plane.exchange(replica("a", running=2, waiting=3, service_s=1.0))
     clock.advance(SILENCE_S + 1)
     assert (await plane.exchange(router())).loads["large"] == ModelLoad()
+
+
+KEY = b"what callers have to know"
+
+
+def listening(source: str, port: int, deployment: str = "Model-large", **report) -> Report:
+    """What a replica reports that takes calls over channels."""
+    return Report(source, deployment, endpoint=Endpoint("10.0.0.1", port, KEY), **report)
+
+
+async def endpoints(plane, *callees: str) -> dict[str, list[int]]:
+    """Ports that a router is told which asks these deployments."""
+    told = (await plane.exchange(router(callees=callees))).endpoints
+    return {name: [endpoint.port for endpoint in found] for name, found in told.items()}
+
+
+async def test_a_replica_is_told_where_those_are_whom_it_asks_and_nobody_else(plane) -> None:
+    for report in (listening("a", 1), listening("b", 2), listening("c", 3, "Model-small"), listening("d", 4, "Cache")):
+        assert (await plane.exchange(report)).endpoints == {}
+    assert await endpoints(plane, "Model-large", "Model-medium") == {"Model-large": [1, 2], "Model-medium": []}
+    (found, _) = (await plane.exchange(router(callees=("Model-large",)))).endpoints["Model-large"]
+    assert found == Endpoint("10.0.0.1", 1, KEY)
+
+
+async def test_a_replica_that_departed_or_fell_silent_is_nowhere_to_be_found(plane, clock) -> None:
+    await plane.exchange(listening("a", 1))
+    await plane.exchange(listening("b", 2))
+    await plane.depart("a")
+    assert await endpoints(plane, "Model-large") == {"Model-large": [2]}
+    clock.advance(SILENCE_S + 1)
+    assert await endpoints(plane, "Model-large") == {"Model-large": []}
+
+
+async def test_a_replica_that_takes_no_more_calls_is_listed_no_more_though_it_still_reports(plane) -> None:
+    await plane.exchange(listening("a", 1))
+    await plane.exchange(Report("a", "Model-large"))
+    assert await endpoints(plane, "Model-large") == {"Model-large": []}
+    assert (await plane.status())["replicas"]["Model-large"] == 1
+
+
+async def test_replicas_that_come_and_go_are_no_new_version(plane) -> None:
+    first = await plane.exchange(router(callees=("Model-large",)))
+    await plane.exchange(listening("a", 1))
+    assert (await plane.exchange(router(callees=("Model-large",)))).version == first.version
+
+
+async def test_the_key_of_a_replica_is_shown_to_nobody_but_its_callers(plane) -> None:
+    await plane.exchange(listening("a", 1))
+    await plane.exchange(router(callees=("Model-large",)))
+    shown = (str(await plane.status()), (await plane.metrics()).decode(), str(plane.state()))
+    for text in shown:
+        assert KEY.decode() not in text
+        assert "10.0.0.1" not in text

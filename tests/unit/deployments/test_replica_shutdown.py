@@ -7,12 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from deployment_fakes import FakeHandle, app_config, settle
+from deployment_fakes import FakeHandle, app_config, link, settle
 from ray.exceptions import RayActorError
 from redis.asyncio import Redis
 
 from serve_app.config import CacheConfig
 from serve_app.deployments import replicas
+from serve_app.deployments.autoscaling import IN_HAND
 from serve_app.errors import ConfigError
 
 
@@ -183,6 +184,75 @@ async def test_a_server_of_ones_own_is_taken_as_it_is(stores, url, wanted) -> No
 def test_a_batch_is_offered_to_a_model_for_a_bounded_time() -> None:
     config = app_config()
     handles = {replicas.model_deployment_name(model.name): FakeHandle() for model in config.models}
-    stages = replicas.model_stages(config, handles)
+    stages = replicas.model_stages(config, handles, link())
     assert stages.keys() == {"large", "medium", "small"}
     assert {stage._accept_timeout_s for stage in stages.values()} == {replicas.MODEL_ACCEPT_S}
+
+
+class Ended:
+    """For a replica that a test ends itself."""
+
+    def __del__(self) -> None:
+        pass
+
+
+class CacheOnItsOwn(Ended, replicas.CacheDeployment):
+    pass
+
+
+class RouterOnItsOwn(Ended, replicas.RouterDeployment):
+    pass
+
+
+def handles(*names: str) -> dict[str, FakeHandle]:
+    made = {name: FakeHandle() for name in names}
+    for name, handle in made.items():
+        handle.deployment_name = name
+    return made
+
+
+@pytest.fixture
+def line(monkeypatch):
+    """A process that Ray started for a replica, and its line to the control plane."""
+    made = link()
+    monkeypatch.setattr(replicas, "configure_logging", lambda _: None)
+    monkeypatch.setattr(replicas, "collect_seldom", lambda: None)
+    monkeypatch.setattr(replicas, "configure_tracing", lambda _: None)
+    monkeypatch.setattr(replicas, "has_peers", lambda *_: False)
+    monkeypatch.setattr(replicas, "node_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(replicas, "link_to", lambda *_: made)
+    return made
+
+
+def cache_on_its_own():
+    return CacheOnItsOwn(app_config(), None, handles("Router")["Router"], None)
+
+
+def router_on_its_own():
+    names = [replicas.model_deployment_name(model.name) for model in app_config().models]
+    return RouterOnItsOwn(app_config(), None, handles(*names))
+
+
+@pytest.mark.parametrize(
+    ("make", "callees"),
+    [(cache_on_its_own, {"Router"}), (router_on_its_own, {"Model-large", "Model-medium", "Model-small"})],
+)
+async def test_a_part_says_where_it_takes_calls_and_whom_it_asks_until_it_ends(line, make, callees) -> None:
+    replica = make()
+    assert line.endpoint == replica._server.endpoint
+    assert set(line._followers) == callees
+    _, writer = await asyncio.open_connection(line.endpoint.host, line.endpoint.port)
+    writer.close()
+    await replica._let_go()
+    assert line.endpoint is None
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", replica._server.endpoint.port)
+
+
+@pytest.mark.parametrize("make", [cache_on_its_own, router_on_its_own])
+async def test_a_part_is_scaled_by_the_calls_that_came_over_channels(line, make) -> None:
+    replica = make()
+    assert replica.record_autoscaling_stats() == {IN_HAND: 0.0}
+    replica._server.calls = 3
+    assert replica.record_autoscaling_stats() == {IN_HAND: 3.0}
+    await replica._let_go()
