@@ -55,6 +55,7 @@ SECTIONS = {
     "metrics": Section("CPU of counting, logging and tracing", (("metrics_cpu",),)),
     "peers": Section("Beside what a person would use instead", (("peers",),)),
     "latency": Section("What serving adds to one call", (("latency",),)),
+    "hop": Section("A message between two replicas", (("hop",),)),
     "growth": Section("How cost grows", (("growth",),)),
     "soak-standard": Section("Ten minutes at 70 % of capacity, standard graph", (("soak", "--graph", "standard"),)),
     "soak-compact": Section("Ten minutes at 70 % of capacity, compact graph", (("soak", "--graph", "compact"),)),
