@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from serve_app.messages import PRIORITIES, BreakerState, Level, Outcome, Priority
 
@@ -109,6 +109,10 @@ class Endpoint(NamedTuple):
         return f"Endpoint({self.host!r}, {self.port})"
 
 
+NOWHERE: Final = Endpoint("", 0, b"")
+"""Of a replica that takes no calls over channels: nobody reaches it, so all go over Ray."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a replica tells the control plane, a few times a second.
@@ -131,7 +135,7 @@ class Report:
         scores: what its recent answers scored, in all and not since the last report.
         answered: calls answered since the last report that arrived, for callers' verdicts.
         told: version of the snapshot it goes by; 0 before the first.
-        endpoint: where it takes calls over a channel; ``None`` from whoever does not, and from one that goes.
+        endpoint: where it takes calls over a channel, maybe ``NOWHERE``; ``None`` from whoever takes none, or goes.
         callees: the deployments whose endpoints it wants to know.
     """
 

@@ -1,7 +1,8 @@
 """Messages between two processes over one TCP connection, for those who know a key.
 
 A message is pickled, so nothing is read from a peer that has not proved that it knows the key (challenge and response,
-RFC 2104 HMAC-SHA256, both ways; the key itself never travels here). Like Ray's own messages they are not encrypted.
+RFC 2104 HMAC-SHA256, both ways; a channel's key never travels on it). Nothing is encrypted: where Ray is to encrypt
+what replicas send each other (``RAY_USE_TLS``) they take no calls here (``serve_app.adapters.serve_address``).
 
 On the wire, after the proofs: four bytes of length, little-endian, and as many of pickle.
 """
@@ -111,6 +112,24 @@ class Listener:
             server.close()
 
 
+def pack(value: object) -> bytes:
+    """A part of a message that is to be read by itself.
+
+    Raises:
+        Exception: it cannot be pickled.
+    """
+    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+
+def unpack(data: bytes) -> Any:  # noqa: ANN401 - whatever was packed
+    """What ``pack`` was given.
+
+    Raises:
+        Exception: it cannot be read here, as where the peer is of another version.
+    """
+    return pickle.loads(data)  # noqa: S301 - part of a message
+
+
 def listen(host: str) -> socket.socket:
     """A socket that takes connections at any free port of that address, one of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -134,15 +153,15 @@ async def accept(listening: socket.socket, key: bytes, serve: Callable[[Channel]
     return await asyncio.start_server(connected, sock=listening, limit=BUFFER_BYTES)
 
 
-async def connect(endpoint: Endpoint) -> Channel:
-    """A channel to whoever listens there.
+async def connect(endpoint: Endpoint, timeout_s: float | None = None) -> Channel:
+    """A channel to whoever listens there, within ``timeout_s``, or ``PROOF_TIMEOUT_S``.
 
     Raises:
         ChannelClosed: nobody does, or somebody else.
     """
     writer = None
     try:
-        async with asyncio.timeout(PROOF_TIMEOUT_S):
+        async with asyncio.timeout(PROOF_TIMEOUT_S if timeout_s is None else timeout_s):
             reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, limit=BUFFER_BYTES)
             _watch(writer)
             await _introduce(reader, writer, endpoint.key)

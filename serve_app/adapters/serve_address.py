@@ -7,6 +7,7 @@ mode the same address is HAProxy's and that of each ingress replica behind it.
 from __future__ import annotations
 
 import logging
+import os
 
 import ray
 
@@ -14,7 +15,13 @@ log = logging.getLogger("switchyard.serve_address")
 
 
 def node_address() -> str:
-    """Address at which Ray reaches this machine."""
+    """Address at which Ray reaches this machine; for channels, so nothing may be said there where Ray encrypts.
+
+    Raises:
+        OSError: it does.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") in ("1", "true"):
+        raise OSError("RAY_USE_TLS is set, and channels are not encrypted")
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 

@@ -83,7 +83,7 @@ def ongoing_policy(ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
     which replicas record as ``IN_HAND``.
     """
     target = ctx.config.target_ongoing_requests if ctx.config else None
-    if not target:
+    if not target or not ctx.current_num_replicas:
         return ctx.target_num_replicas, {}
     in_hand = ctx.total_num_requests + _sum(ctx.aggregated_metrics or {}, IN_HAND)
     floor, ceiling = ctx.capacity_adjusted_min_replicas, ctx.capacity_adjusted_max_replicas

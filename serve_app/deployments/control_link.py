@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections import deque
@@ -36,6 +37,10 @@ EXCHANGE_INTERVAL_S = 0.25
 QUIET_INTERVALS = 3
 """After how many intervals a replica with nothing to say exchanges, which takes some milliseconds on either side."""
 EXCHANGE_TIMEOUT_S = 2.0
+CONNECT_TIMEOUT_S = 1.0
+"""Seconds that a connection to the control plane may take, for meanwhile nothing is reported."""
+CONNECT_AGAIN_S = 60.0
+"""Seconds after which one that did not come about is tried again."""
 LAST_REPORT_S = 0.5
 """Seconds that the last report may take: a replica that ends, ends soon, also together with the control plane."""
 
@@ -129,7 +134,8 @@ class ControlLink:
         self._followers: dict[str, Callable[[Sequence[Endpoint]], None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
-        self._unreachable: Endpoint | None = None
+        self._clock = clock
+        self._connect_at = -math.inf
         self._is_connected = False
 
     @property
@@ -293,14 +299,14 @@ class ControlLink:
         return snapshot
 
     async def _connect(self) -> None:
-        """A channel to the control plane, if it says where, and that address has not failed."""
-        endpoint = self.snapshot.control
-        if self._channel is not None or endpoint is None or endpoint == self._unreachable:
+        """A channel to the control plane, if it says where, and that has not failed a moment ago."""
+        endpoint, now = self.snapshot.control, self._clock()
+        if self._channel is not None or endpoint is None or now < self._connect_at:
             return
         try:
-            self._channel = await connect(endpoint)
+            self._channel = await connect(endpoint, CONNECT_TIMEOUT_S)
         except ChannelClosed as error:
-            self._unreachable = endpoint
+            self._connect_at = now + CONNECT_AGAIN_S
             log.info("control_plane.unreachable", extra={"why": str(error)})
 
     def _close_channel(self) -> None:

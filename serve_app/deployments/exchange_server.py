@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from serve_app.adapters.channel import Channel, ChannelClosed, Listener
 from serve_app.reports import Endpoint, Report, Snapshot
@@ -44,7 +45,8 @@ class ExchangeServer:
         self._callers.add(channel)
         try:
             while True:
-                channel.send(await self._exchange(await channel.receive()))
+                snapshot = await self._exchange(await channel.receive())
+                channel.send(replace(snapshot, control=None))  # a channel's key does not travel on it
         except ChannelClosed:
             pass
         except asyncio.CancelledError:

@@ -10,12 +10,15 @@ import asyncio
 import contextvars
 import itertools
 import logging
+import math
+import random
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve_app.adapters.channel import Channel, ChannelClosed, connect
 from serve_app.core.clock import Clock
+from serve_app.core.roster import SILENCE_S
 from serve_app.deployments.stage import Chunks, HandleStage, StageAbsent, StageLost
 from serve_app.deployments.stage_protocol import BYE, Batch, Chunk, Leave
 from serve_app.messages import Call, Outcome, Result
@@ -29,8 +32,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("switchyard.stage")
 
 UNLISTED_S = 3.0
-"""Seconds after which a replica that no snapshot names any more is asked only if there is no other: it has not reported
-for longer than a new control plane needs to hear from everybody."""
+"""Seconds after which a replica that no snapshot names any more is asked only if there is no other: longer than a new
+control plane needs to hear from everybody."""
+STALL_S = 1.0
+"""Seconds after which a replica that has not even said that it took a batch is asked after the others; it has 20 ms."""
+GRACE_S = SILENCE_S + 1.0
+"""Seconds for which a replica may be named and not be reached before calls go over Ray, to all of them: one that was
+killed is named for ``SILENCE_S``."""
 
 
 class RemoteStage:
@@ -57,6 +65,7 @@ class RemoteStage:
         self._replicas: dict[Endpoint, ReplicaStage] = {}
         self._gone: set[Endpoint] = set()
         self._connecting: dict[Endpoint, asyncio.Task[None]] = {}
+        self._missed_at: dict[Endpoint, float] = {}
         link.follow(self._deployment, self._found)
 
     def run(self, calls: Sequence[Call]) -> Chunks:
@@ -76,8 +85,11 @@ class RemoteStage:
             replica.leave(ids)
 
     def _idlest(self) -> ReplicaStage | None:
-        usable = [replica for replica in self._replicas.values() if not replica.is_leaving]
+        """Who is to have the next batch; nobody where one of them is out of reach, or it would never have any."""
         now = self._clock()
+        if any(now - missed_at > GRACE_S for missed_at in self._missed_at.values()):
+            return None
+        usable = [replica for replica in self._replicas.values() if not replica.is_leaving]
         listed = [replica for replica in usable if now - replica.listed_at <= UNLISTED_S]
         return min(listed or usable, key=ReplicaStage.preference, default=None)
 
@@ -85,6 +97,7 @@ class RemoteStage:
         """Take the newest list of replicas: connect to those that are new, and to those that were lost."""
         now = self._clock()
         self._gone.intersection_update(endpoints)
+        self._missed_at = {endpoint: since for endpoint, since in self._missed_at.items() if endpoint in endpoints}
         for endpoint in endpoints:
             if replica := self._replicas.get(endpoint):
                 replica.listed_at = now
@@ -97,11 +110,14 @@ class RemoteStage:
         try:
             channel = await connect(endpoint)
         except ChannelClosed as error:
-            log.info("stage.unreachable", extra={"deployment": self._deployment, "why": str(error)})
+            if endpoint not in self._missed_at:
+                log.info("stage.unreachable", extra={"deployment": self._deployment, "why": str(error)})
+            self._missed_at.setdefault(endpoint, self._clock())
             return
         finally:
             self._connecting.pop(endpoint, None)
-        replica = ReplicaStage(channel, self._deployment, accept_timeout_s=self._accept_timeout_s)
+        self._missed_at.pop(endpoint, None)
+        replica = ReplicaStage(channel, self._deployment, accept_timeout_s=self._accept_timeout_s, clock=self._clock)
         replica.listed_at = self._clock()
         self._replicas[endpoint] = replica
         try:
@@ -118,20 +134,27 @@ class ReplicaStage:
 
     Attributes:
         outstanding: calls that it has of us.
-        asked_at: number of its last batch among all of this process; 0 before the first.
+        asked_at: number of its last batch among all of this process; below 0, at random, before the first.
         listed_at: when a snapshot last named it.
         is_leaving: whether it has said good-bye.
-        is_stalled: whether it let a batch wait in vain and has said nothing since.
     """
 
     _numbers = itertools.count(1)
 
-    def __init__(self, channel: Channel, deployment: str, *, accept_timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        deployment: str,
+        *,
+        accept_timeout_s: float | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self.outstanding = 0
-        self.asked_at = 0
+        self.asked_at = -random.random()  # noqa: S311 - or all callers would begin with the same one
         self.listed_at = 0.0
         self.is_leaving = False
-        self.is_stalled = False
+        self._clock = clock
+        self._silent_since = math.inf
         self._channel = channel
         self._deployment = deployment
         self._accept_timeout_s = accept_timeout_s
@@ -139,8 +162,13 @@ class ReplicaStage:
         self._batches: dict[int, asyncio.Queue[Chunk | None]] = {}
         self._asked: set[str] = set()
 
-    def preference(self) -> tuple[bool, int, int]:
-        """What sorts replicas, the next to ask first; of one that let calls wait in vain few are left."""
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it has said nothing since it was asked, for longer than it takes to say that it took a batch."""
+        return self._clock() - self._silent_since > STALL_S
+
+    def preference(self) -> tuple[bool, int, float]:
+        """What sorts replicas, the next to ask first; of one that lets calls wait in vain few are left."""
         return self.is_stalled, self.outstanding, self.asked_at
 
     async def run(self, calls: Sequence[Call]) -> Chunks:
@@ -150,6 +178,7 @@ class ReplicaStage:
         waiting = {call.id for call in calls}
         self._asked |= waiting
         self.outstanding += len(waiting)
+        self._silent_since = min(self._silent_since, self._clock())
         try:
             self._channel.send(Batch(number, calls))
             chunk = None if self._is_over else await self._accepted(chunks)
@@ -171,7 +200,7 @@ class ReplicaStage:
         try:
             while True:
                 heard = await self._channel.receive()
-                self.is_stalled = False
+                self._silent_since = math.inf
                 if heard is BYE:
                     self.is_leaving = True
                     self._channel.send(BYE)
@@ -195,7 +224,7 @@ class ReplicaStage:
             async with asyncio.timeout(self._accept_timeout_s):
                 return await chunks.get()
         except TimeoutError as error:
-            self.is_stalled = True
+            self._silent_since = -math.inf
             raise StageAbsent("no replica took the calls in time", outcome=Outcome.UNREACHABLE) from error
 
     def _answered(self, results: Sequence[Result], waiting: set[str]) -> None:

@@ -39,6 +39,7 @@ from serve_app.deployments.router import Router
 from serve_app.deployments.stage import PICKLED, Chunks, Stage
 from serve_app.deployments.stage_server import StageServer
 from serve_app.messages import Call
+from serve_app.reports import NOWHERE
 
 Handle = DeploymentHandle[Any]
 Wire = Callable[[AppConfig, Mapping[str, Handle], Telemetry, ControlLink], Stage]
@@ -91,12 +92,17 @@ class Streaming:
     """``run`` and ``leave`` for other processes: over channels, and for Ray, which runs plain methods in a thread."""
 
     is_remote: ClassVar[bool] = True
-    _server: StageServer
+    _server: StageServer | None = None
 
     def take_calls(self, link: ControlLink, held: contextlib.AsyncExitStack) -> None:
         """Listen for channels from now on, and have ``link`` say where, until ``held`` is let go."""
         stage: Stage = self  # type: ignore[assignment]  # with the plain class behind this one
-        server = self._server = StageServer(stage, node_address())
+        try:
+            server = self._server = StageServer(stage, node_address())
+        except OSError as error:  # the address may be a router's, and not of this machine
+            log.warning("channels.none", extra={"why": str(error)})
+            link.endpoint = NOWHERE
+            return
         server.start()
         link.endpoint = server.endpoint
 
@@ -123,7 +129,7 @@ class CountingCalls(Streaming):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What ``serve_app.deployments.autoscaling.ongoing_policy`` adds to Ray's own count."""
-        return {IN_HAND: float(self._server.calls)}
+        return {IN_HAND: float(self._server.calls if self._server else 0)}
 
 
 class CacheDeployment(Holding, CountingCalls, Cache):
@@ -185,14 +191,21 @@ class ControlPlaneDeployment(Holding, ControlPlane):
         configure_logging("ControlPlane")
         collect_seldom()
         super().__init__(config)
-        self._held = contextlib.AsyncExitStack()
+        held = self._held = contextlib.AsyncExitStack()
         application = serve.get_replica_context().app_name
         remembering = remember(self, redis_addresses(config.cache.redis_url, redis), application)
-        self._held.callback(asyncio.get_running_loop().create_task(remembering).cancel)
-        server = ExchangeServer(self.exchange, node_address())
+        held.callback(asyncio.get_running_loop().create_task(remembering).cancel)
+        self._take_reports(held)
+
+    def _take_reports(self, held: contextlib.AsyncExitStack) -> None:
+        try:
+            server = ExchangeServer(self.exchange, node_address())
+        except OSError as error:
+            log.warning("channels.none", extra={"why": str(error)})
+            return
         server.start()
         self.endpoint = server.endpoint
-        self._held.push_async_callback(server.aclose)
+        held.push_async_callback(server.aclose)
 
     async def reconfigure(  # type: ignore[override]  # Ray awaits it
         self, user_config: Mapping[str, Any] | None, rank: object = None

@@ -1,8 +1,8 @@
 """``StageServer``: answers for a stage over channels, as its deployment's handle does over Ray.
 
-A message by handle costs milliseconds of CPU, one over a channel a tenth of one. Ray starts, places,
-watches and ends the replicas as ever; it only no longer carries the calls, so what it knew by carrying them is done
-here: a replica that Ray ends finishes what it has first, and says how many calls it has for autoscaling.
+A message by handle costs milliseconds of CPU, one over a channel a fraction of one. Ray starts, places, watches and
+ends the replicas as ever; it only no longer carries the calls, so what it knew by carrying them is done here: a replica
+that Ray ends finishes what it has first, and says how many calls it has for autoscaling.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from serve_app.adapters.channel import Channel, ChannelClosed, Listener
 from serve_app.deployments.stage import Stage
-from serve_app.deployments.stage_protocol import BYE, Batch, Chunk, Leave
+from serve_app.deployments.stage_protocol import BYE, Batch, Chunk, Leave, Unreadable
 from serve_app.messages import Call
 from serve_app.reports import Endpoint
 
@@ -88,6 +88,9 @@ class StageServer:
                             known.add(task)
                             task.add_done_callback(known.discard)
                         await asyncio.sleep(0)  # the stage has the calls before it hears which of them were left
+                    case Unreadable(number, why):
+                        log.warning("stage.unreadable", extra={"why": why})
+                        channel.send(Chunk(number, (), is_last=True))
                     case Leave(ids):
                         self._stage.leave(ids)
                     case _:

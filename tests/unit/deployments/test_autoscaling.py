@@ -206,6 +206,12 @@ def test_parts_without_a_queue_stay_where_no_target_is_configured() -> None:
     assert ongoing_policy(ctx) == (3, {})
 
 
+def test_parts_without_a_queue_whose_replicas_are_all_gone_are_to_be_as_many_again() -> None:
+    ctx = in_hand(0.0)
+    ctx.current_num_replicas, ctx.target_num_replicas = 0, 3
+    assert ongoing_policy(ctx) == (3, {})
+
+
 def test_the_policy_for_parts_without_a_queue_is_found_by_its_name() -> None:
     module, name = BY_ONGOING.split(":")
     assert getattr(importlib.import_module(module), name) is ongoing_policy

@@ -1,6 +1,7 @@
 """Reports travel over a channel once the control plane has said where it listens, and by handle whenever they cannot."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,6 +10,8 @@ import pytest
 from deployment_fakes import settle
 
 from serve_app.adapters.telemetry import Telemetry
+from serve_app.core.clock import Clock, ManualClock
+from serve_app.core.roster import SILENCE_S
 from serve_app.deployments import control_link
 from serve_app.deployments.control_link import ControlLink
 from serve_app.deployments.exchange_server import ExchangeServer
@@ -44,9 +47,9 @@ class Plane:
 
 
 @asynccontextmanager
-async def linked(plane: Plane) -> AsyncIterator[ControlLink]:
+async def linked(plane: Plane, clock: Clock = time.monotonic) -> AsyncIterator[ControlLink]:
     plane.server.start()
-    link = ControlLink(plane, "Router", Telemetry())
+    link = ControlLink(plane, "Router", Telemetry(), clock=clock)
     link.start()
     try:
         yield link
@@ -74,6 +77,7 @@ async def test_only_the_first_report_goes_by_handle() -> None:
         await until(lambda: len(plane.by_channel) == 5)
         assert len(plane.by_handle) == 1
         assert {report.source for report in plane.by_channel} == {link.source}
+        assert link.snapshot.control is None, "a channel's key does not travel on it"
         assert link.is_connected
 
 
@@ -85,23 +89,27 @@ async def test_a_control_plane_that_says_no_address_is_asked_by_handle() -> None
         assert plane.by_channel == []
 
 
-async def test_an_address_that_nobody_answers_at_is_tried_once() -> None:
+async def test_an_address_that_nobody_answers_at_is_tried_again_after_a_while() -> None:
     plane, dead = Plane(), Plane()
     await dead.server.aclose()
     plane.endpoint = dead.server.endpoint
     tried = []
 
-    async def connect(endpoint: Endpoint) -> control_link.Channel:
+    async def connect(endpoint: Endpoint, timeout_s: float) -> control_link.Channel:
         tried.append(endpoint)
-        return await real(endpoint)
+        assert timeout_s < SILENCE_S / 2, "meanwhile nothing is reported"
+        return await real(endpoint, timeout_s)
 
     real, control_link.connect = control_link.connect, connect
     try:
-        async with linked(plane):
+        async with linked(plane, clock := ManualClock()):
             await until(lambda: len(plane.by_handle) == 4)
+            assert tried == [dead.server.endpoint]
+            plane.endpoint = plane.server.endpoint
+            clock.advance(control_link.CONNECT_AGAIN_S)
+            await until(lambda: plane.by_channel)
     finally:
         control_link.connect = real
-    assert tried == [plane.endpoint]
 
 
 async def test_when_the_control_plane_goes_its_successor_is_found_by_handle_and_nothing_is_lost() -> None:

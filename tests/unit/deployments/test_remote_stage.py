@@ -1,6 +1,7 @@
 """A deployment's replicas are one stage: who is asked, and what becomes of calls whose replica goes, dies or stalls."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from channel_fakes import LOOPBACK, Gated, asking, break_off, serving, until
@@ -10,13 +11,13 @@ from serve_app.adapters.channel import accept, listen
 from serve_app.core.clock import ManualClock
 from serve_app.deployments import remote_stage
 from serve_app.deployments.lane import Lane
-from serve_app.deployments.remote_stage import UNLISTED_S
+from serve_app.deployments.remote_stage import GRACE_S, STALL_S, UNLISTED_S
 from serve_app.deployments.stage import StageAbsent, StageLost, drive
 from serve_app.deployments.stage_protocol import Batch, Leave
 from serve_app.deployments.stage_server import BYE_TIMEOUT_S
 from serve_app.errors import ClientClosed, InvalidInputs
 from serve_app.messages import Result
-from serve_app.reports import Endpoint
+from serve_app.reports import NOWHERE, Endpoint
 
 
 def begun(stage, *numbers: int, **options) -> asyncio.Task[dict[str, Result]]:
@@ -76,8 +77,13 @@ async def test_while_no_connection_has_come_about_the_handle_is_asked() -> None:
         await until(lambda: not asker.stage._connecting)
 
 
-async def test_a_listed_replica_that_cannot_be_reached_is_tried_at_each_snapshot_and_the_handle_asked(caplog) -> None:
+async def test_a_listed_replica_that_cannot_be_reached_is_tried_at_each_snapshot_and_the_handle_asked(
+    caplog, monkeypatch
+) -> None:
     caplog.set_level("INFO")
+    tried = []
+    connect = remote_stage.connect
+    monkeypatch.setattr(remote_stage, "connect", lambda endpoint: tried.append(endpoint) or connect(endpoint))
     nowhere = listen(LOOPBACK)
     endpoint = Endpoint(LOOPBACK, nowhere.getsockname()[1], bytes(32))
     nowhere.close()
@@ -87,7 +93,8 @@ async def test_a_listed_replica_that_cannot_be_reached_is_tried_at_each_snapshot
             await until(lambda: not asker.stage._connecting)
         await run_all(asker.stage, call(1))
         assert asker.handle.asked == [["c1"]]
-    assert [record.message for record in caplog.records] == ["stage.unreachable"] * 2
+    assert tried == [endpoint] * 2
+    assert [record.message for record in caplog.records] == ["stage.unreachable"], "once, and not four times a second"
     assert str(endpoint.key) not in caplog.text
 
 
@@ -439,3 +446,74 @@ async def test_replicas_that_are_all_listed_no_more_are_asked_all_the_same() -> 
         clock.advance(60)
         await run_all(asker.stage, call(1))
         assert asker.handle.asked == []
+
+
+async def test_where_one_replica_is_out_of_reach_calls_go_over_ray_to_all_of_them() -> None:
+    reached, clock = FakeStage(), ManualClock()
+    async with asking(clock=clock) as asker, serving(reached) as server:
+        asker.link.found([server.endpoint, NOWHERE])
+        await until(lambda: not asker.stage._connecting)
+        await run_all(asker.stage, call(1))
+        assert [len(reached.calls), len(asker.handle.asked)] == [1, 0], "it may just have been killed"
+        clock.advance(GRACE_S + 0.1)
+        await run_all(asker.stage, call(2))
+        assert [len(reached.calls), len(asker.handle.asked)] == [1, 1]
+        await asker.find(server)
+        await run_all(asker.stage, call(3))
+        assert [len(reached.calls), len(asker.handle.asked)] == [2, 1], "it is listed no more"
+
+
+async def test_a_replica_that_does_not_even_say_that_it_took_a_batch_is_asked_after_the_others() -> None:
+    stalled, busy, clock = Stalling(), Gated(), ManualClock()
+    async with asking(clock=clock) as asker, serving(stalled) as one, serving(busy) as two:
+        await asker.find(one)
+        waiting = begun(asker.stage, 1)
+        await until(lambda: stalled.batches)
+        await asker.find(one, two)
+        running = [begun(asker.stage, number) for number in (2, 3)]
+        await until(lambda: len(busy.calls) == 1)
+        clock.advance(STALL_S + 0.1)
+        running.append(begun(asker.stage, 4))
+        await until(lambda: len(busy.calls) == 2)
+        stalled.goes_on.set()
+        await waiting
+        busy.open()
+        await asyncio.gather(*running)
+        assert not any(replica.is_stalled for replica in asker.stage._replicas.values())
+
+
+class Unreadable:
+    """What the other side has no type for."""
+
+    def __reduce__(self):
+        return _has_no_such_type, ()
+
+
+def _has_no_such_type() -> None:
+    raise AttributeError("no such type")
+
+
+async def test_answers_that_cannot_be_read_are_lost_and_their_neighbours_are_not() -> None:
+    async def answer(asked):
+        return replace(ok(asked), outputs={"text": Unreadable()}) if asked.id == "c1" else await busy._when_open(asked)
+
+    busy = Gated()
+    async with asking() as asker, serving(FakeStage(answer)) as server:
+        await asker.find(server)
+        neighbour = begun(asker.stage, 2)
+        with pytest.raises(StageLost):
+            await run_all(asker.stage, call(1))
+        busy.open()
+        assert (await neighbour)["c2"].error is None
+
+
+async def test_calls_that_cannot_be_read_are_lost_and_their_neighbours_are_not() -> None:
+    busy = Gated()
+    async with asking() as asker, serving(busy) as server:
+        await asker.find(server)
+        neighbour = begun(asker.stage, 2)
+        await until(lambda: busy.calls)
+        with pytest.raises(StageLost):
+            await run_all(asker.stage, replace(call(1), inputs={"text": Unreadable()}))
+        busy.open()
+        assert (await neighbour)["c2"].error is None

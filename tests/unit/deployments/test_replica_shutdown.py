@@ -15,6 +15,7 @@ from serve_app.config import CacheConfig
 from serve_app.deployments import replicas
 from serve_app.deployments.autoscaling import IN_HAND
 from serve_app.errors import ConfigError
+from serve_app.reports import NOWHERE
 
 
 class Holder(replicas.Holding):
@@ -255,4 +256,19 @@ async def test_a_part_is_scaled_by_the_calls_that_came_over_channels(line, make)
     assert replica.record_autoscaling_stats() == {IN_HAND: 0.0}
     replica._server.calls = 3
     assert replica.record_autoscaling_stats() == {IN_HAND: 3.0}
+    await replica._let_go()
+
+
+@pytest.mark.parametrize("address", ["203.0.113.7", OSError("RAY_USE_TLS is set")])
+@pytest.mark.parametrize("make", [cache_on_its_own, router_on_its_own])
+async def test_a_part_that_cannot_listen_is_there_all_the_same(line, make, address, monkeypatch) -> None:
+    def node_address() -> str:
+        if isinstance(address, OSError):
+            raise address
+        return address
+
+    monkeypatch.setattr(replicas, "node_address", node_address)
+    replica = make()
+    assert line.endpoint is NOWHERE
+    assert replica.record_autoscaling_stats() == {IN_HAND: 0.0}
     await replica._let_go()
