@@ -1,7 +1,8 @@
 """A stage answers batches: the one interface that every part of the graph shows to the part before it.
 
 ``Cache``, ``Router`` and ``ModelReplica`` are stages. In one process a stage is the object itself; across
-processes it is a ``HandleStage`` over a Ray Serve handle. Nobody can tell the difference.
+processes it is a ``RemoteStage``, which has a ``HandleStage`` for when no connection is there. Nobody can tell the
+difference.
 
 The contract of ``run``: the first chunk says that the batch was accepted, and is empty unless results are there as
 soon; each call gets exactly one ``Result``, in any order, in chunks as they finish. Failures of a call are results;
