@@ -22,7 +22,7 @@ from typing import Any, Final
 from serve_app.reports import Endpoint
 
 PROOF_TIMEOUT_S: Final = 5.0
-"""Seconds that connecting, and the proofs, may take each."""
+"""Seconds that the proofs may take, for the caller together with connecting."""
 DEAD_PEER_S: Final = 10
 """Seconds after which a machine that acknowledges nothing is taken to be gone. A process that is only busy is not: its
 kernel answers, until megabytes wait to be read."""
@@ -48,7 +48,7 @@ class Channel:
         Raises:
             Exception: the message cannot be pickled; nothing was sent.
         """
-        body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        body = pack(message)
         if not self._writer.is_closing():
             self._writer.write(len(body).to_bytes(_SIZE_BYTES, "little") + body)
 
@@ -64,7 +64,7 @@ class Channel:
         except (OSError, asyncio.IncompleteReadError) as error:
             raise ChannelClosed("the peer is gone") from error
         try:
-            return pickle.loads(body)  # noqa: S301 - of a peer that knows the key
+            return unpack(body)
         except Exception as error:  # whatever a message of another version is read with
             raise ChannelClosed(f"the peer cannot be understood: {type(error).__name__}") from error
 
@@ -113,7 +113,7 @@ class Listener:
 
 
 def pack(value: object) -> bytes:
-    """A part of a message that is to be read by itself.
+    """A message, or a part of one that is to be read by itself.
 
     Raises:
         Exception: it cannot be pickled.
@@ -127,7 +127,7 @@ def unpack(data: bytes) -> Any:  # noqa: ANN401 - whatever was packed
     Raises:
         Exception: it cannot be read here, as where the peer is of another version.
     """
-    return pickle.loads(data)  # noqa: S301 - part of a message
+    return pickle.loads(data)  # noqa: S301 - of a peer that knows the key
 
 
 def listen(host: str) -> socket.socket:

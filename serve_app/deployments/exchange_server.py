@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -49,8 +48,6 @@ class ExchangeServer:
                 channel.send(replace(snapshot, control=None))  # a channel's key does not travel on it
         except ChannelClosed:
             pass
-        except asyncio.CancelledError:
-            raise
         except Exception:  # the replica hears what is wrong when it tries again by handle
             log.exception("exchange.failed")
         finally:

@@ -1,7 +1,8 @@
 """``RemoteStage``: a stage in other processes, over channels where there are some and over Ray where there is none.
 
 Replicas say where they listen to the control plane, and every snapshot tells those who ask them. Until the first
-snapshot, while a model has no replica, and where no connection comes about, Ray's handle finds whoever there is.
+snapshot, and while a model has no replica, Ray's handle finds whoever there is. Where one replica stays out of reach,
+the handle carries all, or nobody would ever ask that one.
 """
 
 from __future__ import annotations

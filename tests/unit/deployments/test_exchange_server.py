@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from channel_fakes import LOOPBACK, until
 from deployment_fakes import settle
 
 from serve_app.adapters.telemetry import Telemetry
@@ -18,8 +19,6 @@ from serve_app.deployments.exchange_server import ExchangeServer
 from serve_app.messages import Attempt, Outcome
 from serve_app.policy import Policy
 from serve_app.reports import Endpoint, Snapshot
-
-LOOPBACK = "127.0.0.1"
 
 
 class Plane:
@@ -63,12 +62,6 @@ async def linked(plane: Plane, clock: Clock = time.monotonic) -> AsyncIterator[C
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_link, "EXCHANGE_INTERVAL_S", 0)
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def test_only_the_first_report_goes_by_handle() -> None:
